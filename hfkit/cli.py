@@ -1,0 +1,71 @@
+"""The command line: `hfkit run`, `hfkit plan`, `hfkit schema`. The only place that turns an error into an exit code."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hfkit import __version__
+from hfkit.errors import HfkitError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code: 0 done, 2 a mistake that the message explains, 130 interrupted."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)  # overrides may stand before and after an option
+    if unknown := [item for item in rest if item.startswith("-") or options.command == "schema"]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    try:
+        # What a command needs is imported where it runs: `hfkit --help` answers at once.
+        if options.command == "run":
+            from hfkit import runner
+
+            runner.run(options.recipe, [*options.overrides, *rest], options.rebuild)
+        elif options.command == "plan":
+            from hfkit import plan
+
+            plan.show(options.recipe, [*options.overrides, *rest])
+        else:
+            from hfkit import schema
+
+            schema.write(options.folder)
+    except HfkitError as error:
+        return _fail(error.problems, error.exit_code)
+    except OSError as error:
+        if error.filename is None and error.strerror is None:
+            raise
+        return _fail([f"{error.filename or 'disk'}: {error.strerror}; make room or choose another output_dir=..."], 2)
+    except KeyboardInterrupt:
+        return _fail(["interrupted; the same command goes on from the last checkpoint"], 130)
+    return 0
+
+
+def _fail(problems: Sequence[str], exit_code: int) -> int:
+    from hfkit.ranks import is_main
+
+    if is_main():
+        for problem in problems:
+            print(f"error: {problem}", file=sys.stderr)
+    return exit_code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hfkit",
+        description="Raw text to a small, tested language model, one YAML recipe a step.",
+        epilog="`accelerate launch RECIPE key.sub=value` runs a recipe on all the devices of the machine.",
+    )
+    parser.add_argument("--version", action="version", version=f"hfkit {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    for name, text in (
+        ("run", "run a recipe, after the recipes that it needs"),
+        ("plan", "check a recipe and show what running it would do"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("recipe", type=Path, help="a .yaml file")
+        command.add_argument("overrides", nargs="*", metavar="key.sub=value", help="values to set in the recipe")
+        if name == "run":
+            command.add_argument("--rebuild", action="store_true", help="set an old result aside and make it anew")
+    command = commands.add_parser("schema", help="write the JSON schemas that editors complete and check recipes with")
+    command.add_argument("folder", type=Path, nargs="?", default=Path("recipes/schema"))
+    return parser

@@ -1,0 +1,243 @@
+"""Documents from files, from the standard library and from the Hub, one reader a format."""
+
+import csv
+import gzip
+import io
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, Literal, NamedTuple
+
+from pydantic import Field, model_validator
+
+from hfkit.data import stdlib
+from hfkit.errors import HfkitError, did_you_mean
+from hfkit.recipe import RecipePart
+
+PLAIN_FORMATS, COLUMN_FORMATS = (".txt", ".md", ".py"), (".jsonl", ".csv", ".parquet")
+PASSAGE_CHARACTERS = 4000
+
+
+class Source(RecipePart):
+    """Where documents come from: exactly one of `builtin`, `files` and `hub`."""
+
+    builtin: Literal["python-stdlib"] | None = Field(
+        None, description="The standard library of the Python that runs hfkit: no download."
+    )
+    files: str | None = Field(None, description="A file, a folder or a glob, also .gz and .zst, such as texts/*.jsonl.gz")
+    hub: str | None = Field(None, description="Id of a data set on the Hugging Face Hub.")
+    name: str | None = Field(None, description="Configuration of the Hub data set.")
+    split: str = Field("train", description="Split of the Hub data set.")
+    revision: str | None = Field(None, description="Branch, tag or commit of the Hub data set.")
+    streaming: bool = Field(False, description="Read the Hub data set row by row instead of downloading it first.")
+    text: str = Field("text", description="Column with the text, in formats that have columns.")
+    document: Literal["file", "line", "passage"] = Field(
+        "file",
+        description="What one document of a .txt, .md or .py file is: the file, a line, or a passage of about 4,000 "
+        "characters that ends at an empty line.",
+    )
+    limit: int | None = Field(None, ge=1, description="Take no more than this many documents.")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "Source":
+        if sum(value is not None for value in (self.builtin, self.files, self.hub)) != 1:
+            raise ValueError("must have exactly one of builtin, files and hub")
+        if self.hub is None and (self.name or self.revision or self.streaming):
+            raise ValueError("name, revision and streaming belong to a hub data set; delete them or name a hub")
+        return self
+
+
+class Document(NamedTuple):
+    """One text and where it came from: `books.jsonl:17`."""
+
+    text: str
+    origin: str
+
+
+class BadRow(NamedTuple):
+    """A row that cannot be read: where, and what is wrong with it."""
+
+    origin: str
+    reason: str
+
+
+def files_of(source: Source) -> list[Path]:
+    """The files of a `files` source, in the order of their names.
+
+    Raises:
+        HfkitError: if there are none, or one is in a format that hfkit does not read.
+    """
+    pattern = Path(source.files or "")
+    if pattern.is_dir():
+        paths = [path for path in pattern.rglob("*") if path.is_file() and _format(path) in PLAIN_FORMATS + COLUMN_FORMATS]
+    elif any(character in str(pattern) for character in "*?["):
+        paths = [path for path in Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))) if path.is_file()]
+    else:
+        paths = [pattern] if pattern.is_file() else []
+    if not paths:
+        raise HfkitError(f"{source.files}: no such file; name a file, a folder or a glob that exists")
+    for path in paths:
+        if _format(path) not in PLAIN_FORMATS + COLUMN_FORMATS:
+            known = " ".join(PLAIN_FORMATS + COLUMN_FORMATS)
+            raise HfkitError(f"{path}: format {_format(path) or 'without a suffix'} is not read; known: {known} (.gz, .zst)")
+    return sorted(paths)
+
+
+def read(source: Source) -> Iterator[Document | BadRow]:
+    """The documents of a source, and in their place the rows that cannot be read."""
+    if source.builtin:
+        rows: Iterator[Document | BadRow] = _read_stdlib(source)
+    elif source.hub:
+        rows = _read_hub(source)
+    else:
+        rows = itertools.chain.from_iterable(_read_file(path, source) for path in files_of(source))
+    return itertools.islice(rows, source.limit)
+
+
+def _read_stdlib(source: Source) -> Iterator[Document | BadRow]:
+    for name, content in stdlib.documents():
+        yield from _pieces(io.BytesIO(content), f"python-stdlib/{name}", source.document)
+
+
+def _read_hub(source: Source) -> Iterator[Document | BadRow]:
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(
+            source.hub, source.name, split=source.split, revision=source.revision, streaming=source.streaming
+        )
+        columns = rows.column_names or list(next(iter(rows)))
+    except Exception as error:  # the loader raises whatever the network, the Hub or the files bring up
+        raise HfkitError(f"{source.hub}: cannot be loaded: {str(error).splitlines()[0]}; check id, name and split") from None
+    _check_column(source.text, columns, f"{source.hub} ({source.split})")
+    for number, row in enumerate(rows):
+        yield _row(row[source.text], f"{source.hub}/{source.split}:{number}", source.text)
+
+
+def _read_file(path: Path, source: Source) -> Iterator[Document | BadRow]:
+    reader: Callable[[Path, Source], Iterator[Document | BadRow]] = {
+        ".jsonl": _read_jsonl,
+        ".csv": _read_csv,
+        ".parquet": _read_parquet,
+    }.get(_format(path), _read_plain)
+    try:
+        yield from reader(path, source)
+    except (OSError, EOFError) as error:
+        raise HfkitError(f"{path}: cannot be read: {error}; restore or remove the file") from None
+
+
+def _format(path: Path) -> str:
+    """The suffix below the compression: `.jsonl` of `a.jsonl.gz`."""
+    return Path(path.stem).suffix.lower() if path.suffix.lower() in (".gz", ".zst") else path.suffix.lower()
+
+
+def _open(path: Path) -> IO[bytes]:
+    if path.suffix.lower() == ".gz":
+        return gzip.open(path, "rb")  # type: ignore[return-value]
+    if path.suffix.lower() == ".zst":
+        import zstandard
+
+        return zstandard.open(path, "rb")  # type: ignore[return-value]
+    return path.open("rb")
+
+
+def _read_plain(path: Path, source: Source) -> Iterator[Document | BadRow]:
+    with _open(path) as file:
+        yield from _pieces(file, str(path), source.document)
+
+
+def _pieces(file: IO[bytes], origin: str, document: str) -> Iterator[Document | BadRow]:
+    """A file as documents of the kind asked for; lines and passages without holding the file in memory."""
+    if document == "file":
+        yield _decode(file.read(), origin)
+        return
+    passage, characters, first = [], 0, 1
+    for number, line in enumerate(file, 1):
+        row = _decode(line, f"{origin}:{number}")
+        if isinstance(row, BadRow):
+            yield row
+        elif document == "line":
+            yield Document(row.text.rstrip("\r\n"), row.origin)
+        else:
+            passage.append(row.text)
+            characters += len(row.text)
+            if characters >= PASSAGE_CHARACTERS and not row.text.strip():
+                yield Document("".join(passage), f"{origin}:{first}")
+                passage, characters, first = [], 0, number + 1
+    if passage:
+        yield Document("".join(passage), f"{origin}:{first}")
+
+
+def _decode(content: bytes, origin: str) -> Document | BadRow:
+    """UTF-8, with or without a byte-order mark."""
+    try:
+        return Document(content.decode("utf-8-sig"), origin)
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        where = origin if origin.rpartition(":")[2].isdigit() else f"{origin}:{line}"
+        return BadRow(where, f"byte 0x{content[error.start]:02x} is not UTF-8; save the file as UTF-8")
+
+
+def _read_jsonl(path: Path, source: Source) -> Iterator[Document | BadRow]:
+    with _open(path) as file:
+        for number, line in enumerate(file, 1):
+            origin = f"{path}:{number}"
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except UnicodeDecodeError as error:
+                yield BadRow(origin, f"byte 0x{line[error.start]:02x} is not UTF-8; save the file as UTF-8")
+            except ValueError as error:
+                yield BadRow(origin, f"not a JSON object: {error}")
+            else:
+                if not isinstance(row, dict):
+                    yield BadRow(origin, f"not a JSON object but {type(row).__name__}; write one object a line")
+                elif source.text not in row:
+                    yield BadRow(origin, f'column "{source.text}": is missing, {did_you_mean(source.text, row)}')
+                else:
+                    yield _row(row[source.text], origin, source.text)
+
+
+def _read_csv(path: Path, source: Source) -> Iterator[Document | BadRow]:
+    csv.field_size_limit(sys.maxsize)
+    with _open(path) as file:
+        reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=""))
+        _check_column(source.text, reader.fieldnames or [], str(path))
+        for row in reader:
+            yield _row(row[source.text], f"{path}:{reader.line_num}", source.text)
+
+
+def _read_parquet(path: Path, source: Source) -> Iterator[Document | BadRow]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with _open(path) as file:
+            # A compressed Parquet file is read whole: the format needs to seek, and compresses by itself anyway.
+            table = pyarrow.parquet.ParquetFile(path if path.suffix == ".parquet" else io.BytesIO(file.read()))
+            _check_column(source.text, table.schema_arrow.names, str(path))
+            number = 0
+            for batch in table.iter_batches(batch_size=1000, columns=[source.text]):
+                for value in batch.column(0).to_pylist():
+                    yield _row(value, f"{path}:{number}", source.text)
+                    number += 1
+    except pyarrow.ArrowInvalid as error:
+        raise HfkitError(f"{path}: not a Parquet file: {error}; restore or remove the file") from None
+
+
+def _row(value: Any, origin: str, column: str) -> Document | BadRow:
+    if not isinstance(value, str):
+        return BadRow(origin, f'column "{column}": must be text, got {value!r}')
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return BadRow(origin, f'column "{column}": is not UTF-8; save the file as UTF-8')
+    return Document(value, origin)
+
+
+def _check_column(column: str, columns: Any, origin: str) -> None:
+    if column not in columns:
+        raise HfkitError(f'{origin}: has no column "{column}", {did_you_mean(column, columns)}; set text: <column>')

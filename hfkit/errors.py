@@ -1,0 +1,26 @@
+"""The one exception that a user's mistake raises, and the words that its messages are made of."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class HfkitError(Exception):
+    """A mistake of the user or a fault of the machine: shown without a traceback.
+
+    The message names the key or file, its value, the rule and the remedy. `problems` holds one such message a line.
+    """
+
+    exit_code = 2
+
+    def __init__(self, *problems: str):
+        super().__init__("\n".join(problems))
+        self.problems = list(problems)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`did you mean "hidden_size"?` where a known name is near, else the list of the known names."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if near:
+        return f'did you mean "{near[0]}"?'
+    return f"known: {', '.join(known[:12])}{' ...' if len(known) > 12 else ''}"

@@ -1,0 +1,1 @@
+"""Cards, and later the push, of what the stages make."""

@@ -1,0 +1,162 @@
+"""`hfkit.json`: what made a folder. And the writing of folders that appear whole or not at all."""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+import hfkit
+from hfkit.errors import HfkitError
+
+MANIFEST = "hfkit.json"
+STARTED = "hfkit.started.json"  # what an unfinished folder is being made from
+DIGEST_EXCLUDES = {MANIFEST, STARTED, "README.md", "metrics.json", "metrics.jsonl", "loss.png"}
+LIBRARIES = ("torch", "transformers", "datasets", "peft", "accelerate", "evaluate", "bitsandbytes", "tokenizers")
+
+
+def read_json(folder: Path, name: str = MANIFEST) -> dict[str, Any] | None:
+    """A JSON file of a folder, or None where it is not there.
+
+    Raises:
+        HfkitError: if it is there but cannot be read.
+    """
+    try:
+        return json.loads((folder / name).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise HfkitError(f"{folder / name}: cannot be read: {error}; restore it or delete {folder}") from None
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a file that is there whole or not at all, also after a power cut."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    write_file(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+
+
+def _sha256(file: Any) -> str:  # Python 3.10
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of every file that the folder's result consists of."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256_of(path)}
+        for path in files
+        if path.name not in (MANIFEST, STARTED)
+    }
+
+
+def digest_of(files: dict[str, dict[str, Any]]) -> str:
+    """One digest for the content of a folder; reports and timings do not count."""
+    parts = [f"{name} {entry['sha256']}" for name, entry in sorted(files.items()) if name not in DIGEST_EXCLUDES]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def finish(folder: Path, content: dict[str, Any]) -> None:
+    """Write `hfkit.json`, which makes the folder finished: `content`, the files and what they were made with."""
+    files = describe_files(folder)
+    versions = {"hfkit": hfkit.__version__, "python": platform.python_version()}
+    for name in LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    hardware = {"machine": platform.machine(), "system": platform.system(), "cpu_count": os.cpu_count()}
+    manifest = {**content, "digest": digest_of(files), "files": files, "versions": versions, "hardware": hardware}
+    write_json(folder / MANIFEST, manifest)
+
+
+def check_whole(folder: Path, manifest: dict[str, Any]) -> None:
+    """Hold the sizes of a finished folder's files against its manifest.
+
+    Raises:
+        HfkitError: naming the files that are missing or of another size.
+    """
+    problems = []
+    for name, entry in manifest.get("files", {}).items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{path}: is missing, although {MANIFEST} lists it; restore it or use --rebuild")
+        elif path.stat().st_size != entry["size"] and name not in DIGEST_EXCLUDES:
+            problems.append(
+                f"{path}: has {path.stat().st_size} bytes, {MANIFEST} says {entry['size']}; restore it or use --rebuild"
+            )
+    if problems:
+        raise HfkitError(*problems)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder. The system releases the lock when the process ends, however it ends.
+
+    Raises:
+        HfkitError: if another run holds it, or the parent folder cannot be written.
+    """
+    path = folder.parent / f".{folder.name}.lock"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path, timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise HfkitError(
+            f"{folder}: another run is writing this folder; wait for it, or give this one its own output_dir=..."
+        ) from None
+    except OSError as error:
+        raise HfkitError(f"{folder}: cannot be written: {error.strerror}; choose another output_dir=...") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder`, renamed to it at the end; removed if anything goes wrong."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        work.chmod(0o755)
+        yield work
+        if folder.is_dir():
+            folder.rmdir()  # an empty folder of that name is no reason to fail
+        work.rename(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a folder that is to be rebuilt: nothing finished is ever deleted here."""
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.old{number}")).exists():
+        number += 1
+    return folder.rename(aside)

@@ -1,0 +1,79 @@
+"""Several processes, one of which does what only one may do."""
+
+import datetime
+import functools
+import json
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from hfkit.errors import HfkitError
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
+
+Result = TypeVar("Result")
+PATIENCE = datetime.timedelta(days=30)
+
+
+def world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(text: str = "") -> None:
+    """Print on the main process."""
+    if is_main():
+        print(text, flush=True)
+
+
+def on_main(name: str, function: Callable[[], Result]) -> Result:
+    """Call `function` on the main process and return its result, which must be JSON, on every process.
+
+    The others wait at the launcher's key-value store, not in a collective: nothing times out while the main process
+    tokenizes for hours. Every process must come here with the same names in the same order.
+
+    Raises:
+        HfkitError: on every process, if the main process raised one.
+        SystemExit: on the others, if the main process failed in another way, which it reports itself.
+    """
+    if world_size() == 1:
+        return function()
+    key = f"hfkit/{_next_number()}/{name}"
+    if not is_main():
+        _store().wait([key], PATIENCE)
+        answer = json.loads(_store().get(key))
+        if "problems" in answer:
+            raise HfkitError(*answer["problems"])
+        if "failed" in answer:
+            raise SystemExit(1)
+        return answer["result"]
+    answer = {"failed": True}
+    try:
+        result = function()
+        answer = {"result": result}
+        return result
+    except HfkitError as error:
+        answer = {"problems": error.problems}
+        raise
+    finally:
+        _store().set(key, json.dumps(answer))
+
+
+@functools.cache
+def _store() -> "Store":
+    from torch.distributed import rendezvous
+
+    store, _, _ = next(iter(rendezvous("env://", timeout=PATIENCE)))
+    return store
+
+
+_calls = iter(range(1 << 62))
+
+
+def _next_number() -> int:
+    """Tells apart two calls of one name: processes make the same calls in the same order."""
+    return next(_calls)

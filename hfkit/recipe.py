@@ -1,0 +1,229 @@
+"""YAML values -> typed recipe, with every mistake told at once: file, line, value, rule and remedy."""
+
+import dataclasses
+import enum
+import functools
+import importlib
+import re
+import types
+import typing
+from typing import Any, Literal, TypeVar
+
+import pydantic
+from pydantic import BaseModel, ConfigDict
+
+from hfkit.errors import HfkitError, did_you_mean
+from hfkit.recipe_yaml import Key, Source
+
+_CLOSED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class RecipePart(BaseModel):
+    """A mapping inside a recipe: closed, and strict about types."""
+
+    model_config = _CLOSED
+
+
+class StageRecipe(RecipePart):
+    """What the recipe of every stage has. A stage's `Recipe` adds its own keys."""
+
+    stage: str
+    output_dir: str | None = pydantic.Field(
+        default=None, min_length=1, description="Folder of the result. By default runs/<name of the recipe file>."
+    )
+
+
+AnyRecipe = TypeVar("AnyRecipe", bound=StageRecipe)
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """Marks a key whose value is another recipe (`*.yaml`), a folder, or an id on the Hub."""
+
+    kind: Literal["data set", "tokenizer", "model"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """Marks a key whose value is the keyword arguments of a library class, named by its dotted path.
+
+    hfkit re-declares none of the fields: they are read from the installed class when a recipe is checked.
+    `reserved` are the fields that hfkit sets itself, each with the reason.
+    """
+
+    target: str
+    reserved: tuple[tuple[str, str], ...] = ()
+
+    def load_class(self) -> type:
+        module, name = self.target.rsplit(".", 1)
+        return getattr(importlib.import_module(module), name)
+
+
+def marked(recipe_class: type[StageRecipe], marker: type) -> dict[str, Any]:
+    """The keys of a recipe that carry a marker (`Input`, `Section`), each with its marker."""
+    return {
+        name: item
+        for name, field in recipe_class.model_fields.items()
+        for item in field.metadata
+        if isinstance(item, marker)
+    }
+
+
+def validate(source: Source, recipe_class: type[AnyRecipe]) -> AnyRecipe:
+    """The typed recipe.
+
+    Raises:
+        HfkitError: with every mistake of the file and of the command line.
+    """
+    problems, recipe = list(source.problems), None
+    try:
+        recipe = recipe_class.model_validate(source.values)
+    except pydantic.ValidationError as error:
+        problems += _explain(error, recipe_class, source, ())
+    for name, section in marked(recipe_class, Section).items():
+        if isinstance(source.values.get(name), dict):
+            problems += _section_problems(section, name, source)
+    if problems or recipe is None:
+        raise HfkitError(*dict.fromkeys(problems))
+    return recipe
+
+
+# ---- sections: the library's own classes
+
+
+@functools.cache
+def section_model(section: Section) -> type[BaseModel]:
+    """A closed pydantic model of the arguments of the section's class."""
+    cls = section.load_class()
+    hints, help_texts, reserved = typing.get_type_hints(cls), _argument_help(cls), dict(section.reserved)
+    fields: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):
+        if field.init and field.name in cls.__dict__ and field.name not in reserved and field.name[0] != "_":
+            default = field.default.value if isinstance(field.default, enum.Enum) else field.default
+            default = default if isinstance(default, int | float | str) else None
+            description = help_texts.get(field.name)
+            fields[field.name] = (_plain(hints[field.name]) | None, pydantic.Field(default, description=description))
+    return pydantic.create_model(cls.__name__, __config__=_CLOSED, **fields)
+
+
+def _section_problems(section: Section, name: str, source: Source) -> list[str]:
+    """Reserved and unknown keys and wrong types; where there are none, what the class itself refuses."""
+    reserved = dict(section.reserved)
+    values = {key: value for key, value in source.values[name].items() if key not in reserved}
+    problems = [
+        source.problem((name, key), f"is set by hfkit: {reason}; delete the key")
+        for key, reason in reserved.items()
+        if key in source.values[name]
+    ]
+    model = section_model(section)
+    try:
+        model.model_validate(values)
+    except pydantic.ValidationError as error:
+        return problems + _explain(error, model, source, (name,))
+    try:
+        section.load_class()(**values)
+    except Exception as error:  # whatever a class says against its own arguments is the user's to read
+        message = str(error.__cause__ or error).strip().splitlines()[-1]
+        named = re.match(r"(\w+)=", message)
+        problems.append(source.problem((name, named[1]) if named else (name,), message))
+    return problems
+
+
+def _plain(hint: Any) -> Any:
+    """A type hint in terms that YAML can hold: an enumeration by its values, a class as a mapping."""
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return Literal[tuple(member.value for member in hint)]
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        members = typing.get_args(hint)
+        if any(isinstance(member, type) and issubclass(member, enum.Enum) for member in members):
+            members = tuple(member for member in members if member is not str)
+        return functools.reduce(lambda left, right: left | right, map(_plain, members))
+    if typing.get_origin(hint) in (list, dict, Literal) or hint in (int, float, str, bool, list, dict, type(None)):
+        return hint
+    return dict[str, Any]
+
+
+def _argument_help(cls: type) -> dict[str, str]:
+    """The description of each argument, from a docstring in the style of transformers."""
+    texts: dict[str, str] = {}
+    names: list[str] = []
+    for line in (cls.__doc__ or "").splitlines():
+        header = re.match(r"\s+([a-z]\w*(?:, [a-z]\w*)*) \(`.*?\):?(.*)", line)
+        if header:
+            names = header[1].split(", ")
+            texts.update(dict.fromkeys(names, header[2].strip(" :")))
+        elif line.strip():
+            texts.update({name: f"{texts[name]} {line.strip()}".strip() for name in names})
+        else:
+            names = []
+    return texts
+
+
+# ---- pydantic's errors in our words
+
+_RULES = {
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be true or false",
+    "string_type": "must be a string",
+    "list_type": "must be a list",
+    "dict_type": "must be a mapping of keys to values",
+    "model_type": "must be a mapping of keys to values",
+    "model_attributes_type": "must be a mapping of keys to values",
+    "string_too_short": "must not be empty",
+    "too_short": "must not be empty",
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le}",
+}
+
+
+def _explain(error: pydantic.ValidationError, model: type[BaseModel], source: Source, prefix: Key) -> list[str]:
+    """One message a key; the branches of a union are told as one rule."""
+    messages: dict[Key, list[str]] = {}
+    for item in error.errors():
+        location, kind, context = prefix + item["loc"], item["type"], item.get("ctx", {})
+        key = location if kind == "missing" else source.existing(location)
+        if kind == "extra_forbidden":
+            message = f"unknown key, {did_you_mean(str(key[-1]), _known_keys(model, key[len(prefix) : -1]))}"
+        elif kind == "missing":
+            message = "is missing; the recipe must give it"
+        elif kind == "value_error":
+            message = str(context["error"])
+            named = re.match(r"([\w.]+)=", message)
+            if named and not key:
+                key = source.existing(tuple(named[1].split(".")))
+        elif kind == "literal_error":
+            value, expected = source.get(key), re.findall(r"'([^']*)'", context["expected"])
+            hint = f", {did_you_mean(value, expected)}" if isinstance(value, str) else ""
+            message = f"must be one of {', '.join(expected)}, got {value!r}{hint}"
+        else:
+            rule = _RULES.get(kind, item["msg"]).format(**context)
+            message = f"{rule}, got {source.get(key)!r}"
+        messages.setdefault(key, []).append(message)
+    return [source.problem(key, _join(texts)) for key, texts in messages.items()]
+
+
+def _join(texts: list[str]) -> str:
+    """Several rules for one value: `must be a list or must be a string, got 3`."""
+    rules = list(dict.fromkeys(texts))
+    return " or ".join([rule.split(", got ")[0] for rule in rules[:-1]] + rules[-1:])
+
+
+def _known_keys(model: type[BaseModel], path: Key) -> set[str]:
+    """The keys that may stand where `path` leads."""
+    found: type[BaseModel] | None = model
+    for part in path:
+        if isinstance(part, str) and found is not None:
+            found = _model_inside(found.model_fields[part].annotation)
+    return set(found.model_fields) if found is not None else set()
+
+
+def _model_inside(annotation: Any) -> type[BaseModel] | None:
+    """The first pydantic model in a type hint."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_model_inside, typing.get_args(annotation))), None)

@@ -1,0 +1,79 @@
+"""Running a recipe: first the recipes it needs, each into a folder that appears whole or not at all."""
+
+import contextlib
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hfkit import graph, manifest
+from hfkit.hub.card import write_card
+from hfkit.ranks import is_main, on_main, say
+
+
+def run(path: Path, overrides: Sequence[str] = (), rebuild: bool = False) -> None:
+    """Run the recipe at `path`, after those it needs that are not up to date. Call it on every process.
+
+    Raises:
+        HfkitError: for a mistake in a recipe or an input, before anything is changed.
+    """
+    target = graph.resolve(path, overrides)
+    todo = on_main("plan", lambda: graph.what_runs(target, rebuild))
+    if not todo:
+        say(f"{target.output_dir} is up to date with {path}: nothing to do.")
+    for node in graph.in_order(target):
+        folder = node.output_dir
+        if str(folder) not in todo:
+            continue
+        say(f"\n== {node.recipe.stage}: {node.source.path} -> {folder}")
+        if not node.stage.DISTRIBUTED:
+            on_main(f"run {folder}", lambda node=node: _make(node))  # type: ignore[misc]
+            continue
+        with manifest.locked(folder) if is_main() else contextlib.nullcontext():
+            begun = time.time()
+            on_main(f"start {folder}", lambda node=node: _start(node, todo))  # type: ignore[misc]
+            metrics = node.stage.run(node.recipe, node.places(), folder)
+            on_main(f"finish {folder}", lambda: _finish(node, folder, metrics, begun))  # noqa: B023 called here
+
+
+def _make(node: graph.Node) -> None:
+    """Run a stage of one process in a temporary folder that is renamed at the end."""
+    begun = time.time()
+    with manifest.locked(node.output_dir), manifest.new_folder(node.output_dir) as work:
+        metrics = node.stage.run(node.recipe, node.places(), work)
+        _finish(node, work, metrics, begun)
+
+
+def _start(node: graph.Node, todo: dict[str, graph.State]) -> None:
+    """Mark the folder of a stage that keeps its checkpoints there as unfinished."""
+    folder = node.output_dir
+    if todo[str(folder)] in ("finished", "changed"):
+        say(f"the old result is kept as {manifest.set_aside(folder)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest.write_json(folder / manifest.STARTED, _content(node))
+
+
+def _finish(node: graph.Node, folder: Path, metrics: dict[str, Any], begun: float) -> None:
+    """Write the numbers and the card, then `hfkit.json`, which makes the folder finished."""
+    content = {**_content(node), "seconds": round(time.time() - begun, 1), "metrics": metrics}
+    manifest.write_json(folder / "metrics.json", metrics)
+    write_card(folder, content)
+    manifest.finish(folder, content)
+    (folder / manifest.STARTED).unlink(missing_ok=True)
+
+
+def _content(node: graph.Node) -> dict[str, Any]:
+    """What a manifest says of how the folder is made."""
+    inputs = {}
+    for key, place in node.places().items():
+        made = manifest.read_json(Path(place)) or {}
+        inputs[key] = {"place": place, "stage": made.get("stage"), "digest": made.get("digest")}
+    return {
+        "name": node.source.path.stem,
+        "stage": node.recipe.stage,
+        "recipe": json.loads(node.recipe.model_dump_json()),
+        "inputs": inputs,
+        "made_from": node.made_from,
+        "fingerprint": node.fingerprint,
+    }

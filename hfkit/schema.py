@@ -1,0 +1,32 @@
+"""JSON schemas of the recipes, for completion, help and checks in an editor."""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from hfkit import graph
+from hfkit.recipe import Section, marked, section_model
+
+
+def of_stage(name: str) -> dict[str, Any]:
+    """The schema of a stage's recipe. The sections are those of the installed libraries, whose versions it names."""
+    recipe_class = graph.load_stage(name).Recipe
+    schema: dict[str, Any] = recipe_class.model_json_schema()
+    schema["title"] = f"hfkit recipe: {name}"
+    schema["properties"]["stage"] = {"const": name, "description": "Which stage runs this recipe."}
+    for key, section in marked(recipe_class, Section).items():
+        library = section.target.split(".")[0]
+        fields = section_model(section).model_json_schema()
+        fields["description"] = f"Arguments of {section.target} ({library} {version(library)})."
+        schema["properties"][key] = fields
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def write(folder: Path) -> None:
+    """Write `<stage>.json` for every stage into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in graph.stage_names():
+        path = folder / f"{name}.json"
+        path.write_text(json.dumps(of_stage(name), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        print(f"wrote {path}")

@@ -1,0 +1,1 @@
+"""One file a stage: its `Recipe` on top, `run` below."""
