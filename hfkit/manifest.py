@@ -70,11 +70,11 @@ def _sha256(file: Any) -> str:  # Python 3.10
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of every file that the folder's result consists of."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     return {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256_of(path)}
-        for path in files
-        if path.name not in (MANIFEST, STARTED)
+        name.as_posix(): {"size": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
+        for name in names
+        if name.name not in (MANIFEST, STARTED) and not name.parts[0].startswith("checkpoint-")
     }
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import enum
 import functools
 import importlib
+import inspect
 import re
 import types
 import typing
@@ -95,10 +96,11 @@ def validate(source: Source, recipe_class: type[AnyRecipe]) -> AnyRecipe:
 def section_model(section: Section) -> type[BaseModel]:
     """A closed pydantic model of the arguments of the section's class."""
     cls = section.load_class()
-    hints, help_texts, reserved = typing.get_type_hints(cls), _argument_help(cls), dict(section.reserved)
+    hints = inspect.get_annotations(cls, eval_str=True)
+    help_texts, reserved = _argument_help(cls), dict(section.reserved)
     fields: dict[str, Any] = {}
     for field in dataclasses.fields(cls):
-        if field.init and field.name in cls.__dict__ and field.name not in reserved and field.name[0] != "_":
+        if field.init and field.name in hints and field.name not in reserved:
             default = field.default.value if isinstance(field.default, enum.Enum) else field.default
             default = default if isinstance(default, int | float | str) else None
             description = help_texts.get(field.name)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,7 +52,8 @@ def _start(node: graph.Node, todo: dict[str, graph.State]) -> None:
     if todo[str(folder)] in ("finished", "changed"):
         say(f"the old result is kept as {manifest.set_aside(folder)}")
     folder.mkdir(parents=True, exist_ok=True)
-    manifest.write_json(folder / manifest.STARTED, _content(node))
+    if todo[str(folder)] != "unfinished":
+        manifest.write_json(folder / manifest.STARTED, _content(node))
 
 
 def _finish(node: graph.Node, folder: Path, metrics: dict[str, Any], begun: float) -> None:
@@ -61,6 +63,8 @@ def _finish(node: graph.Node, folder: Path, metrics: dict[str, Any], begun: floa
     write_card(folder, content)
     manifest.finish(folder, content)
     (folder / manifest.STARTED).unlink(missing_ok=True)
+    for checkpoint in folder.glob("checkpoint-*"):  # they served to resume, and only now they are not needed
+        shutil.rmtree(checkpoint)
 
 
 def _content(node: graph.Node) -> dict[str, Any]:

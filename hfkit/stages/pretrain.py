@@ -1,0 +1,183 @@
+"""Pretrain a decoder from scratch on prepared text."""
+
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import pydantic
+
+from hfkit.data import corpus
+from hfkit.data.tokenizer import load_tokenizer
+from hfkit.errors import HfkitError
+from hfkit.ranks import on_main, say, world_size
+from hfkit.recipe import Input, Section, StageRecipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from hfkit.model import HfkitConfig
+
+MAKES, DISTRIBUTED = "model", True
+_FROM_TOKENIZER = "it is the tokenizer's"
+
+
+class Recipe(StageRecipe):
+    """A decoder trained from scratch. `train:` takes TrainingArguments; what it leaves out follows the defaults there,
+    but for: bf16 and torch_compile where they are measured to pay, a log that shows NaN, two checkpoints kept."""
+
+    stage: Literal["pretrain"]
+    data: Annotated[str, Input("data set")]
+    tokenizer: Annotated[str, Input("tokenizer")]
+    model: Annotated[
+        dict[str, Any],
+        Section(
+            "hfkit.model.configuration_hfkit.HfkitConfig",
+            (("pad_token_id", _FROM_TOKENIZER), ("bos_token_id", _FROM_TOKENIZER), ("eos_token_id", _FROM_TOKENIZER)),
+        ),
+    ]
+    sequence_length: int = pydantic.Field(512, ge=2, description="Tokens in a row of the batch.")
+    packing: Literal["documents", "concatenate"] = pydantic.Field(
+        "documents",
+        description="documents: no token attends to another document. concatenate: documents run on in one another.",
+    )
+    optimizer: Literal["adamw", "muon"] = pydantic.Field(
+        "adamw", description="muon: Muon for the hidden matrices, AdamW for the rest, one learning rate for both."
+    )
+    attn_implementation: Literal["eager", "sdpa", "flex_attention", "flash_attention_2"] = "sdpa"
+    prompts: list[str] | None = pydantic.Field(
+        None, description="Texts to continue at the end. By default the beginnings of three test documents."
+    )
+    train: Annotated[
+        dict[str, Any],
+        Section(
+            "transformers.TrainingArguments",
+            (
+                ("output_dir", "it is the recipe's output_dir"),
+                ("push_to_hub", "a finished folder is pushed, never a running one"),
+                ("hub_token", "a token never stands in a file; it comes from the environment"),
+                ("resume_from_checkpoint", "an unfinished run is resumed by running it again"),
+            ),
+        ),
+    ]
+
+
+def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> Iterator[tuple[str, str]]:
+    """What can be known before a weight is allocated or a row is tokenized."""
+    length, positions = recipe.sequence_length, recipe.model.get("max_position_embeddings")
+    if positions is not None and length > positions:
+        yield "sequence_length", f"must be at most model.max_position_embeddings={positions}, got {length}; change one"
+    if problem := corpus.problem_with(places["data"]):
+        yield "data", problem
+    vocab_size = getattr(recipes.get("tokenizer"), "vocab_size", None)
+    if Path(places["tokenizer"]).is_dir():
+        try:
+            vocab_size = len(load_tokenizer(places["tokenizer"]))
+        except HfkitError as error:
+            yield "tokenizer", str(error)
+    rows = recipe.model.get("vocab_size")
+    if rows is not None and vocab_size is not None and rows < vocab_size:
+        yield "model.vocab_size", f"must be at least the tokenizer's {vocab_size}, got {rows}; raise it or leave it out"
+
+
+def external(recipe: Recipe) -> dict[str, Any]:
+    return {}
+
+
+def describe(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> dict[str, Any]:
+    """Parameters and tokens, from the shapes alone."""
+    import torch
+
+    from hfkit.model import HfkitConfig, HfkitForCausalLM
+    from hfkit.training.trainer import training_arguments
+
+    planned = getattr(recipes.get("tokenizer"), "vocab_size", None)
+    vocab_size = planned or len(load_tokenizer(places["tokenizer"]))
+    with torch.device("meta"):
+        model = HfkitForCausalLM(HfkitConfig(**{"vocab_size": vocab_size, **recipe.model}))
+    args = training_arguments(recipe.train, Path("unused"))
+    tokens = args.train_batch_size * args.gradient_accumulation_steps * world_size() * recipe.sequence_length
+    return {
+        "parameters": f"{model.num_parameters():,}",
+        "tokens a step": f"{tokens:,}",
+        "tokens": f"{args.max_steps * tokens:,}" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs",
+    }
+
+
+def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
+    from transformers import AutoModelForCausalLM, set_seed
+    from transformers.trainer_utils import get_last_checkpoint
+    from transformers.utils import logging
+
+    from hfkit.data.packing import PackedRows, show_row, token_rows
+    from hfkit.training import report, roof
+    from hfkit.training.callbacks import Speed, watch
+    from hfkit.training.decisions import decide
+    from hfkit.training.trainer import HfkitTrainer, training_arguments
+
+    # Data
+    logging.set_verbosity_error()
+    tokenizer = load_tokenizer(places["tokenizer"])
+    length, cache = recipe.sequence_length, output.parent / ".cache"
+    folder = on_main("tokens", lambda: str(token_rows(places["data"], tokenizer, length, recipe.packing, cache)))
+    train_rows, validation_rows, test_rows = (PackedRows(Path(folder), split) for split in corpus.SPLITS)
+    say(show_row(train_rows[0], tokenizer))
+
+    # Model
+    args = training_arguments(recipe.train, output)
+    roof.use_all_cores(args.device)
+    set_seed(args.seed)
+    model = AutoModelForCausalLM.from_config(
+        model_config(recipe, tokenizer), attn_implementation=recipe.attn_implementation
+    )
+
+    # What measuring decides
+    rows_a_step = args.train_batch_size * args.gradient_accumulation_steps * world_size()
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * len(train_rows) / rows_a_step)
+    decided = on_main("decide", lambda: decide(recipe.train, args, model, train_rows, steps))
+    args = training_arguments(
+        recipe.train,
+        output,
+        bf16=decided["precision"] == "bf16",
+        torch_compile=decided["torch_compile"],
+        per_device_eval_batch_size=args.per_device_train_batch_size,
+        logging_nan_inf_filter=False,
+        save_total_limit=2,
+    )
+    say(
+        f"  {model.num_parameters():,} parameters, {steps:,} steps of {rows_a_step * length:,} tokens, "
+        f"{recipe.optimizer}, {decided['precision']} on {args.device.type} ({decided['roof_flops'] / 1e9:,.0f} GFLOP/s)"
+    )
+    if decided["torch_compile"]:
+        say("  the first step compiles the model, which can take a minute")
+
+    # Training
+    trainer = HfkitTrainer(model, args, train_dataset=train_rows, eval_dataset=validation_rows, optimizer=recipe.optimizer)
+    flops = roof.training_flops_per_token(model, length)
+    speed = Speed(trainer, rows_a_step * length, flops, decided["roof_flops"] * world_size())
+    watch(trainer, speed, output / "metrics.jsonl")
+    checkpoint = get_last_checkpoint(str(output))
+    if checkpoint:
+        say(f"  going on from {checkpoint}")
+    begun = time.perf_counter()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    train_seconds = time.perf_counter() - begun
+
+    # Result
+    metrics: dict[str, Any] = report.evaluate(trainer, validation_rows, test_rows)
+    metrics["xz_bits_per_byte"] = on_main("xz", lambda: report.xz_bits_per_byte(places["data"]))
+    metrics |= speed.summary() | {"train_seconds": round(train_seconds, 1), "parameters": model.num_parameters()}
+    metrics["size_bytes"] = report.save(trainer, tokenizer, output)
+    samples = on_main("samples", lambda: report.continuations(model, tokenizer, recipe.prompts, places["data"]))
+    say(report.summary(metrics, samples, output))
+    return metrics | {"samples": [prompt + text for prompt, text in samples]}
+
+
+def model_config(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> "HfkitConfig":
+    """The recipe's `model:`, with what the tokenizer and the length of the rows decide."""
+    from hfkit.model import HfkitConfig
+
+    defaults = {"vocab_size": len(tokenizer), "max_position_embeddings": recipe.sequence_length}
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
+    return HfkitConfig(**{**defaults, **recipe.model, **special})

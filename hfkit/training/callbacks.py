@@ -1,0 +1,155 @@
+"""What happens every N steps: the bar, the log file, the speed."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hfkit.training.trainer import HfkitTrainer
+
+
+class Speed(TrainerCallback):
+    """Adds `tokens_per_second` and `roof_share` to each log, and knows them for the whole run.
+
+    Evaluation, saving and the first step, which compiles, do not count. A log has just waited for the device, so the
+    time between two logs is honest on a GPU too.
+
+    Args:
+        tokens_per_step: tokens that all processes together read in a step.
+        flops_per_token: training FLOPs a token.
+        roof_flops: measured FLOP/s of a matrix product on all devices together.
+    """
+
+    def __init__(self, trainer: HfkitTrainer, tokens_per_step: int, flops_per_token: float, roof_flops: float):
+        self.trainer = trainer
+        self.tokens_per_step = tokens_per_step
+        self.roof_tokens_per_second = roof_flops / flops_per_token
+        self.tokens, self.seconds = 0, 0.0
+        self.first_step_seconds: float | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._mark(state)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.first_step_seconds is None:
+            self.first_step_seconds = self._elapsed()
+            self._mark(state)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if logs is None or "loss" not in logs or state.global_step == self.step:
+            return
+        tokens, seconds = (state.global_step - self.step) * self.tokens_per_step, self._elapsed()
+        self.tokens, self.seconds = self.tokens + tokens, self.seconds + seconds
+        logs["tokens_per_second"] = tokens / seconds
+        logs["roof_share"] = logs["tokens_per_second"] / self.roof_tokens_per_second
+        self._mark(state)
+
+    def summary(self) -> dict[str, float | None]:
+        if not self.seconds:
+            return {"tokens_per_second": None, "roof_share": None}
+        speed = self.tokens / self.seconds
+        return {"tokens_per_second": speed, "roof_share": speed / self.roof_tokens_per_second}
+
+    def _mark(self, state: TrainerState) -> None:
+        self.step, self.time, self.pauses = state.global_step, time.perf_counter(), self.trainer.pauses
+
+    def _elapsed(self) -> float:
+        return time.perf_counter() - self.time - (self.trainer.pauses - self.pauses)
+
+
+class MetricsFile(TrainerCallback):
+    """`metrics.jsonl`: a line a log. A resumed run first drops the lines of the steps that it repeats."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            kept = [line for line in read_log(self.path) if line["step"] <= state.global_step]
+            self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if state.is_world_process_zero and logs and "train_runtime" not in logs:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+def read_log(path: Path) -> list[dict[str, float]]:
+    """The lines of a `metrics.jsonl`; one that a kill cut short is left out."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue
+    return lines
+
+
+class Bar(ProgressCallback):
+    """Trainer's bar, with the newest numbers beside it instead of a line of them every log."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if self.training_bar is None or not logs or "loss" not in logs:
+            return
+        shown = {"loss": f"{logs['loss']:.3f}"}
+        if "tokens_per_second" in logs:
+            shown |= {"tok/s": f"{logs['tokens_per_second']:,.0f}", "of peak": f"{logs['roof_share']:.0%}"}
+        self.training_bar.set_postfix(shown, refresh=False)
+
+
+def watch(trainer: HfkitTrainer, speed: Speed, log: Path) -> None:
+    """Put the callbacks in their order: the speed is in the log before it is written and shown."""
+    shown = trainer.pop_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    trainer.callback_handler.callbacks.insert(0, speed)
+    trainer.add_callback(MetricsFile(log))
+    if shown is not None:
+        trainer.add_callback(Bar())
+
+
+def draw_loss(log: list[dict[str, float]], path: Path) -> None:
+    """A picture of the training and the validation loss over the steps."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for key, label, style in (("loss", "training", "-"), ("eval_loss", "validation", "o-")):
+        points = [(line["step"], line[key]) for line in log if key in line]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1.2, markersize=4)
+    axes.set(xlabel="step", ylabel="loss (nats a token)")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False)
+    FigureCanvasAgg(figure).print_figure(path, dpi=120)

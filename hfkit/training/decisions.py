@@ -1,0 +1,68 @@
+"""What a training run decides by measuring: precision and compilation. Decided once, so that a resumed run agrees."""
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, TrainingArguments, default_data_collator
+
+from hfkit import manifest
+from hfkit.data.packing import PackedRows
+from hfkit.ranks import say
+from hfkit.training.roof import fastest_precision, matmul_flops
+
+COMPILE_SECONDS = 45.0  # cold, on a CPU; warm or on a GPU it is less
+COMPILE_GAIN = 0.3  # share of a step's time, as benchmarks/pretrain_speed.py measures it
+
+
+def decide(
+    train: dict[str, Any], args: TrainingArguments, model: PreTrainedModel, rows: PackedRows, steps: int
+) -> dict[str, Any]:
+    """`precision` (bf16, fp16 or fp32), `torch_compile`, and the measured `roof_flops` of that precision.
+
+    What the recipe's `train:` section says stands. A run that is resumed takes what it decided when it began. Call it
+    on the main process only.
+    """
+    folder = Path(args.output_dir or ".")
+    begun = manifest.read_json(folder, manifest.STARTED) or {}
+    if "decisions" in begun:
+        return begun["decisions"]
+    if args.mixed_precision in ("bf16", "fp16"):
+        precision, dtype = args.mixed_precision, torch.bfloat16 if args.mixed_precision == "bf16" else torch.float16
+        roof_flops = matmul_flops(args.device, dtype)
+    elif "bf16" in train:
+        precision, roof_flops = "fp32", matmul_flops(args.device, torch.float32)
+    else:
+        precision, roof_flops = fastest_precision(args.device)
+    pays = train.get("torch_compile")
+    if pays is None:
+        pays = _compilation_pays(args, model, rows, steps * args.gradient_accumulation_steps, precision)
+    decisions = {"precision": precision, "torch_compile": pays, "roof_flops": roof_flops}
+    manifest.write_json(folder / manifest.STARTED, {**begun, "decisions": decisions})
+    return decisions
+
+
+def _compilation_pays(
+    args: TrainingArguments, model: PreTrainedModel, rows: PackedRows, passes: int, precision: str
+) -> bool:
+    """Whether compilation saves more time than it takes, by the measured time of one pass without it."""
+    if args.device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++", "cl"))):
+        say("  no C++ compiler here: training goes on without torch.compile, which would make it faster")
+        return False
+    if args.device.type not in ("cpu", "cuda"):
+        return False
+    batch = default_data_collator([rows[index % len(rows)] for index in range(args.train_batch_size)])
+    batch = {name: tensor.to(args.device) for name, tensor in batch.items()}
+    model.to(args.device).train()
+    seconds = 0.0
+    for _ in range(2):  # the first one warms up
+        start = time.perf_counter()
+        with torch.autocast(args.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            loss = model(**batch, use_cache=False).loss
+        loss.backward()
+        loss.item()  # waits for the device
+        seconds = time.perf_counter() - start
+    model.zero_grad(set_to_none=True)
+    return passes * seconds * COMPILE_GAIN > COMPILE_SECONDS

@@ -1,0 +1,112 @@
+"""The end of a language-model training: numbers on text never trained on, continuations, the folder, the summary."""
+
+import itertools
+import lzma
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
+
+from hfkit import manifest
+from hfkit.data import corpus
+from hfkit.data.packing import PackedRows
+from hfkit.ranks import on_main, say
+from hfkit.training.callbacks import Speed, draw_loss, read_log
+from hfkit.training.trainer import HfkitTrainer
+
+XZ_LIMIT_BYTES = 8_000_000
+PROMPT_TOKENS, NEW_TOKENS = 12, 60
+
+
+def evaluate(trainer: HfkitTrainer, validation: PackedRows, test: PackedRows) -> dict[str, float]:
+    """`loss`, `perplexity` and `bits_per_byte` of the test split, and the same of validation by its name."""
+    on_validation = trainer.evaluate(validation, metric_key_prefix="validation")
+    on_test = trainer.evaluate(test, metric_key_prefix="test")
+    return {name.removeprefix("test_"): value for name, value in on_test.items()} | on_validation
+
+
+def xz_bits_per_byte(data: str) -> float | None:
+    """What `xz -9e` needs for the test split: a peer that everyone has. None for a text that would take it minutes."""
+    text = "".join(corpus.texts(data, "test")).encode()
+    if len(text) > XZ_LIMIT_BYTES:
+        return None
+    return 8 * len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)) / len(text)
+
+
+def continuations(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: list[str] | None, data: str
+) -> list[tuple[str, str]]:
+    """Prompts and how the model goes on from each, sampled with a fixed seed. By default three test documents begin."""
+    if prompts is None:
+        beginnings = itertools.islice(corpus.texts(data, "test"), 3)
+        ids = [tokenizer(text[:500], add_special_tokens=False)["input_ids"][:PROMPT_TOKENS] for text in beginnings]
+        prompts = tokenizer.batch_decode(ids)
+    set_seed(0)
+    model.eval()
+    found = []
+    for prompt in prompts:
+        ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]])
+        room = model.config.max_position_embeddings - ids.shape[1]
+        output = model.generate(
+            ids.to(model.device),
+            attention_mask=torch.ones_like(ids, device=model.device),
+            max_new_tokens=min(NEW_TOKENS, room),
+            do_sample=True,
+            temperature=0.8,
+            top_k=50,
+        )
+        found.append((prompt, tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)))
+    return found
+
+
+def save(trainer: HfkitTrainer, tokenizer: PreTrainedTokenizerFast, folder: Path) -> int:
+    """Put the model, its code and its tokenizer into the folder, each file whole. Returns their size in bytes."""
+    state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # every process has its part in it
+    return on_main("save", lambda: _save_files(trainer, state_dict, tokenizer, folder))
+
+
+def _save_files(
+    trainer: HfkitTrainer, state_dict: dict[str, torch.Tensor], tokenizer: PreTrainedTokenizerFast, folder: Path
+) -> int:
+    work = folder / ".result"
+    shutil.rmtree(work, ignore_errors=True)
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    weights = {name.removeprefix("_orig_mod."): tensor for name, tensor in state_dict.items()}
+    model.save_pretrained(work, state_dict=weights)
+    tokenizer.save_pretrained(work)
+    size = 0
+    for path in sorted(work.iterdir()):
+        size += path.stat().st_size
+        path.replace(folder / path.name)
+    work.rmdir()
+    draw_loss(read_log(folder / "metrics.jsonl"), folder / "loss.png")
+    return size
+
+
+def summary(metrics: dict[str, Any], samples: list[tuple[str, str]], folder: Path) -> str:
+    """The result for a person: quality beside its peer, speed beside its roof, and where everything is."""
+    lines = [
+        "",
+        f"               {'loss':>8} {'perplexity':>11} {'bits per byte':>14}",
+        f"  validation   {metrics['validation_loss']:8.3f} {metrics['validation_perplexity']:11.2f} "
+        f"{metrics['validation_bits_per_byte']:14.3f}",
+        f"  test         {metrics['loss']:8.3f} {metrics['perplexity']:11.2f} {metrics['bits_per_byte']:14.3f}",
+    ]
+    if metrics["xz_bits_per_byte"]:
+        lines.append(f"  xz -9e, test {'':20} {metrics['xz_bits_per_byte']:14.3f}")
+    lines.append("")
+    for prompt, text in samples:
+        shown = "\n    | ".join(f"{prompt}\033[1m{text}\033[0m".splitlines())
+        lines += [f"    | {shown}", ""]
+    if metrics["tokens_per_second"]:
+        lines.append(
+            f"  trained at {metrics['tokens_per_second']:,.0f} tokens/s, "
+            f"{metrics['roof_share']:.0%} of the measured matmul peak, in {metrics['train_seconds']:,.0f} s"
+        )
+    lines += [
+        f"  {metrics['parameters']:,} parameters, {metrics['size_bytes'] / 1e6:,.1f} MB on disk",
+        f"  model, tokenizer, README.md, metrics.json, metrics.jsonl and loss.png are in {folder}/",
+    ]
+    return "\n".join(lines)

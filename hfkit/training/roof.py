@@ -1,0 +1,67 @@
+"""What the machine can do, measured: the roof that a training speed is held against."""
+
+import os
+import statistics
+import time
+
+import torch
+
+
+def use_all_cores(device: torch.device) -> None:
+    """Give each process of a run on the CPU its share of the cores.
+
+    `accelerate launch` and `torchrun` set OMP_NUM_THREADS to 1 where nobody chose a number, which leaves the other
+    cores idle.
+    """
+    if device.type != "cpu":
+        return
+    share = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if os.environ.get("OMP_NUM_THREADS", "1") == "1" and share > torch.get_num_threads():
+        torch.set_num_threads(share)
+
+
+def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations per second of a large matrix product: the median of several, in about a second."""
+    size = 2048 if device.type == "cpu" else 8192
+    left = torch.randn(size, size, device=device).to(dtype)
+    right = torch.randn(size, size, device=device).to(dtype)
+    seconds = []
+    for _ in range(6):
+        _synchronize(device)
+        start = time.perf_counter()
+        left @ right
+        _synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / statistics.median(seconds[1:])  # the first one warms up
+
+
+def fastest_precision(device: torch.device) -> tuple[str, float]:
+    """`bf16` where the hardware multiplies it faster than fp32, else `fp32`; and the measured FLOP/s of that.
+
+    A processor may have bf16 instructions and be slower with them, so on a CPU both are measured.
+    """
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16", matmul_flops(device, torch.bfloat16)
+    flops = {"fp32": matmul_flops(device, torch.float32)}
+    if device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        flops["bf16"] = matmul_flops(device, torch.bfloat16)
+    best = max(flops, key=lambda name: flops[name])
+    return best, flops[best]
+
+
+def training_flops_per_token(model: torch.nn.Module, sequence_length: int) -> float:
+    """Forward and backward: 6 per weight that multiplies, and 12 * layers * heads * head_dim * tokens for attention.
+
+    Source: PaLM (arXiv 2204.02311), appendix B. An embedding that is not the head too only looks rows up.
+    """
+    config = model.config
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    if not config.tie_word_embeddings:
+        weights -= model.get_input_embeddings().weight.numel()
+    attention = config.num_hidden_layers * config.num_attention_heads * config.head_dim * sequence_length
+    return 6 * weights + 12 * attention
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,143 @@
+"""transformers' Trainer with what every hfkit training shares: the optimizer choice, evaluation by token sums."""
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from tqdm import tqdm
+from transformers import Trainer, TrainingArguments
+
+from hfkit.data.packing import IGNORED, PackedRows
+from hfkit.errors import HfkitError
+from hfkit.ranks import is_main
+from hfkit.training.optimizers import MuonWithAdamW, is_hidden_matrix
+
+
+class HfkitTrainer(Trainer):
+    """Trainer with `optimizer` (`adamw` or `muon`), and losses that are sums over tokens divided by their number.
+
+    `pauses` is the time in seconds spent in evaluation and saving, which no training speed should contain.
+    """
+
+    def __init__(self, *args: Any, optimizer: str = "adamw", **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.optimizer_name = optimizer
+        self.pauses = 0.0
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is not None or self.optimizer_name == "adamw":
+            return super().create_optimizer(model)
+        if self.is_deepspeed_enabled:
+            raise HfkitError("optimizer=muon: DeepSpeed flattens the matrices that Muon needs whole; use adamw or FSDP")
+        args, model = self.args, self.model if model is None else model
+        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        hidden = {name for name, parameter in trained.items() if is_hidden_matrix(name, parameter)}
+        if not hidden:
+            raise HfkitError("optimizer=muon: the model has no hidden matrix to train; use adamw")
+        decayed = set(self.get_decay_parameter_names(model))
+        rest = [name for name in trained if name not in hidden]
+        self.optimizer = MuonWithAdamW(
+            [trained[name] for name in sorted(hidden)],
+            [
+                {"params": [trained[name] for name in rest if name in decayed], "weight_decay": args.weight_decay},
+                {"params": [trained[name] for name in rest if name not in decayed], "weight_decay": 0.0},
+            ],
+            {"lr": args.learning_rate, "weight_decay": args.weight_decay},
+            {
+                "lr": args.learning_rate,
+                "betas": (args.adam_beta1, args.adam_beta2),
+                "eps": args.adam_epsilon,
+                "fused": True,
+            },
+        )
+        return self.optimizer
+
+    def evaluate(
+        self,
+        eval_dataset: PackedRows | None = None,  # type: ignore[override]
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Loss, perplexity and bits per byte of packed rows, from sums over their tokens.
+
+        Returns:
+            `<prefix>_loss` in nats a token, `<prefix>_perplexity`, and `<prefix>_bits_per_byte`: the bits that the
+            model needs for the text, its document ends included, divided by the bytes of the text.
+        """
+        rows: PackedRows = self.eval_dataset if eval_dataset is None else eval_dataset
+        with self.pause():
+            nats, tokens = self._token_sums(rows, f"evaluating {metric_key_prefix}")
+        loss = nats / tokens
+        metrics = {
+            f"{metric_key_prefix}_loss": loss,
+            f"{metric_key_prefix}_perplexity": math.exp(min(loss, 700)),
+            f"{metric_key_prefix}_bits_per_byte": nats / math.log(2) / rows.bytes,
+        }
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    @torch.no_grad()
+    def _token_sums(self, rows: PackedRows, title: str) -> tuple[float, int]:
+        """The sum of the losses in nats, and the number of predicted tokens, over all processes."""
+        loader = self.get_eval_dataloader(rows)  # type: ignore[arg-type]
+        model = self.model  # not the compiled one: a second graph would cost more time than it saves
+        was_training = model.training
+        model.eval()
+        nats, tokens = 0.0, 0
+        for batch in tqdm(loader, desc=title, leave=False, mininterval=1, disable=not is_main()):
+            labels = batch.pop("labels")[:, 1:]
+            logits = model(**batch, use_cache=False).logits[:, :-1]
+            sums = torch.stack([functional.cross_entropy(*row, reduction="sum") for row in _float_rows(logits, labels)])
+            counts = (labels != IGNORED).sum(-1)
+            # One number a row: this drops the rows that were repeated to fill the last batch of all processes.
+            sums, counts = self.accelerator.gather_for_metrics((sums, counts))
+            nats += sums.double().sum().item()
+            tokens += int(counts.sum().item())
+        model.train(was_training)
+        return nats, tokens
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Count the time inside as not training."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.pauses += time.perf_counter() - start
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        with self.pause():
+            super()._save_checkpoint(model, trial)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        # A pickle of the arguments: nothing reads it, and it may hold a token.
+        (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
+
+
+def _float_rows(logits: torch.Tensor, labels: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Row by row, so that only one row's logits exist in float32."""
+    for row_logits, row_labels in zip(logits, labels, strict=True):
+        yield row_logits.float(), row_labels
+
+
+def training_arguments(values: dict[str, Any], output_dir: Path, **defaults: Any) -> TrainingArguments:
+    """TrainingArguments of a recipe's `train:` section. `defaults` are hfkit's own, where the recipe says nothing.
+
+    Raises:
+        HfkitError: with the library's own words, if it refuses the values together.
+    """
+    try:
+        args = TrainingArguments(output_dir=str(output_dir), **{**defaults, **values})
+    except (ValueError, ImportError) as error:
+        raise HfkitError(f"train: {error}") from None
+    if args.n_gpu > 1:
+        args._n_gpu = 1  # one process drives one device; `accelerate launch` starts one for each
+    return args
