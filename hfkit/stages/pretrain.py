@@ -117,7 +117,8 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     from hfkit.training.trainer import HfkitTrainer, training_arguments
 
     # Data
-    logging.set_verbosity_error()
+    logging.set_verbosity_error()  # what a user should read is said below
+    logging.disable_progress_bar()
     tokenizer = load_tokenizer(places["tokenizer"])
     length, cache = recipe.sequence_length, output.parent / ".cache"
     folder = on_main("tokens", lambda: str(token_rows(places["data"], tokenizer, length, recipe.packing, cache)))
@@ -143,6 +144,8 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
         torch_compile=decided["torch_compile"],
         per_device_eval_batch_size=args.per_device_train_batch_size,
         logging_nan_inf_filter=False,
+        disable_tqdm=False,
+        dataloader_pin_memory=args.device.type != "cpu",
         save_total_limit=2,
     )
     say(
