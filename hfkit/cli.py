@@ -1,6 +1,7 @@
 """The command line: `hfkit run`, `hfkit plan`, `hfkit schema`. The only place that turns an error into an exit code."""
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, rest = parser.parse_known_args(arguments)  # overrides may stand before and after an option
     if unknown := [item for item in rest if item.startswith("-") or options.command == "schema"]:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells every process what it could not load
     try:
         # What a command needs is imported where it runs: `hfkit --help` answers at once.
         if options.command == "run":

@@ -20,6 +20,7 @@ from hfkit.errors import HfkitError, did_you_mean
 from hfkit.recipe import Input, StageRecipe, marked, validate
 
 State = Literal["absent", "unfinished", "finished", "changed"]
+_HUB_ID = re.compile(r"(?!runs/)[\w.-]+(/[\w.-]+)?")
 
 
 @dataclasses.dataclass
@@ -91,15 +92,13 @@ def _resolve(
                 hint = did_you_mean(name, stage_names())
                 raise HfkitError(source.problem(("stage",), f"there is no stage {name!r}, {hint}"))
             stage = load_stage(name)
-            recipe = validate(source, stage.Recipe)
-            inputs = _resolve_inputs(source, recipe, known, [*above, place], problems)
-            node = Node(source, stage, recipe, inputs)
-            recipes = {key: value.recipe for key, value in inputs.items() if isinstance(value, Node)}
-            found = [source.problem(tuple(key.split(".")), text) for key, text in stage.check(recipe, node.places(), recipes)]
-            if found:
-                raise HfkitError(*found)
-            node.made_from = _made_from(node)
-            known[place] = node
+            before = len(problems)
+            inputs = _resolve_inputs(source, stage.Recipe, known, [*above, place], problems)
+            node = Node(source, stage, validate(source, stage.Recipe), inputs)
+            if len(problems) == before:
+                _check(node)
+                node.made_from = _made_from(node)
+                known[place] = node
         except HfkitError as error:
             problems.extend(error.problems)
     return known[place]
@@ -107,32 +106,49 @@ def _resolve(
 
 def _resolve_inputs(
     source: recipe_yaml.Source,
-    recipe: StageRecipe,
+    recipe_class: type[StageRecipe],
     known: dict[Path, Node | None],
     above: list[Path],
     problems: list[str],
 ) -> dict[str, Node | str]:
     """Each input that the recipe names: the recipe behind it where it is one, else the folder or id as written."""
     inputs: dict[str, Node | str] = {}
-    for key, marker in marked(type(recipe), Input).items():
-        value = getattr(recipe, key)
-        if value is None:
+    for key, marker in marked(recipe_class, Input).items():
+        value = source.values.get(key)
+        if not isinstance(value, str):
             continue
         if value.endswith((".yaml", ".yml")):
             beside = source.path.parent / value
-            needed = _resolve(beside if beside.exists() else Path(value), (), known, above, problems)
+            place = beside if beside.exists() else Path(value)
+            if not place.exists():
+                rule = f"there is no such recipe, neither in {source.path.parent} nor here; write it, or name a folder"
+                problems.append(source.problem((key,), f"{value}: {rule}"))
+            needed = _resolve(place, (), known, above, problems) if place.exists() else None
             if needed is None:
-                raise HfkitError()  # its own problems are noted already
+                continue
             inputs[key], kind = needed, needed.stage.MAKES
         else:
-            made = manifest.read_json(Path(value)) or {}
+            made = manifest.read_json(Path(value))
             inputs[key], kind = value, load_stage(made["stage"]).MAKES if made else marker.kind
-            if not Path(value).exists() and not re.fullmatch(r"(?!runs/)[\w.-]+(/[\w.-]+)?", value):
+            if not Path(value).exists() and not _HUB_ID.fullmatch(value):
                 rule = "there is no such folder; name a folder, a recipe (x.yaml) or an id on the Hub"
-                raise HfkitError(source.problem((key,), f"{value}: {rule}"))
+                problems.append(source.problem((key,), f"{value}: {rule}"))
         if kind != marker.kind:
-            raise HfkitError(source.problem((key,), f"{value}: makes a {kind}, but {key} must be a {marker.kind}"))
+            problems.append(source.problem((key,), f"{value}: is a {kind}, but {key} must be a {marker.kind}"))
     return inputs
+
+
+def _check(node: Node) -> None:
+    """What the stage itself checks: one setting against another, and against what the inputs are known to be."""
+    recipes = {key: value.recipe for key, value in node.inputs.items() if isinstance(value, Node)}
+    found = node.stage.check(node.recipe, node.places(), recipes)
+    problems = [node.source.problem(tuple(map(_part, key.split("."))), text) for key, text in found]
+    if problems:
+        raise HfkitError(*problems)
+
+
+def _part(text: str) -> str | int:
+    return int(text) if text.isdigit() else text
 
 
 def _made_from(node: Node) -> dict[str, Any]:
