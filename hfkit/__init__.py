@@ -14,13 +14,11 @@ _MODEL_NAMES = (
 __all__ = ["__version__", *_MODEL_NAMES]
 
 if TYPE_CHECKING:
-    from hfkit.model import (
-        HfkitConfig,
-        HfkitForCausalLM,
-        HfkitForSequenceClassification,
-        HfkitModel,
-        HfkitPreTrainedModel,
-    )
+    from hfkit.model import HfkitConfig as HfkitConfig
+    from hfkit.model import HfkitForCausalLM as HfkitForCausalLM
+    from hfkit.model import HfkitForSequenceClassification as HfkitForSequenceClassification
+    from hfkit.model import HfkitModel as HfkitModel
+    from hfkit.model import HfkitPreTrainedModel as HfkitPreTrainedModel
 
 
 def __getattr__(name: str) -> Any:

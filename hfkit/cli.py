@@ -1,4 +1,4 @@
-"""The command line: `hfkit run`, `hfkit plan`, `hfkit schema`. The only place that turns an error into an exit code."""
+"""The command line: `hfkit run`, `plan` and `schema`. The only place that turns an error into an exit code."""
 
 import argparse
 import logging

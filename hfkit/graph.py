@@ -1,7 +1,7 @@
 """Which recipes must run first, which results are up to date, and running what remains.
 
-A folder is absent, unfinished (it holds `hfkit.started.json`) or finished (`hfkit.json`). Both files say what it is made
-from: the recipe, the fingerprints of its inputs, and what the stage says of the world outside (`external`).
+A folder is absent, unfinished (it holds `hfkit.started.json`) or finished (`hfkit.json`). Both files say what it is
+made from: the recipe, the fingerprints of its inputs, and what the stage says of the world outside (`external`).
 """
 
 import dataclasses
@@ -245,28 +245,29 @@ def what_runs(node: Node, rebuild: bool = False) -> dict[str, State]:
     problems: list[str] = []
 
     def visit(each: Node, is_target: bool) -> None:
+        needed = [value for value in each.inputs.values() if isinstance(value, Node)]
         try:
             state, differences = state_of(each)
         except HfkitError as error:
-            if not rebuild or each.output_dir.is_file() or manifest.read_json(each.output_dir) is None:
+            if not rebuild or manifest.read_json(each.output_dir) is None:
                 problems.extend(error.problems)
             state, differences = "changed", []
-        if state == "changed" and differences and not rebuild:
+        if state == "finished" and not (rebuild and is_target):
+            # An input that is gone is not needed; one that has changed matters.
+            needed = [value for value in needed if value.output_dir.exists() and state_of(value)[0] == "changed"]
+        elif state != "changed" or rebuild:
+            wanted[str(each.output_dir)] = state
+        before = len(problems)
+        for value in needed:
+            visit(value, False)
+        if differences and not rebuild and len(problems) == before:  # else they follow from what was told already
             problems.append(_refusal(each, differences, is_target))
-        elif state == "finished" and not (rebuild and is_target):
-            for value in each.inputs.values():  # an input that is gone is not needed; one that has changed matters
-                if isinstance(value, Node) and state_of(value)[0] == "changed":
-                    visit(value, False)
-        else:
-            for value in each.inputs.values():
-                if isinstance(value, Node):
-                    visit(value, False)
-            wanted.setdefault(str(each.output_dir), state)
 
     visit(node, True)
     if problems:
         raise HfkitError(*dict.fromkeys(problems))
-    return wanted
+    folders = [str(each.output_dir) for each in in_order(node)]
+    return {folder: wanted[folder] for folder in folders if folder in wanted}
 
 
 def _refusal(node: Node, differences: list[str], is_target: bool) -> str:

@@ -108,9 +108,8 @@ def check_whole(folder: Path, manifest: dict[str, Any]) -> None:
         if not path.is_file():
             problems.append(f"{path}: is missing, although {MANIFEST} lists it; restore it or use --rebuild")
         elif path.stat().st_size != entry["size"] and name not in DIGEST_EXCLUDES:
-            problems.append(
-                f"{path}: has {path.stat().st_size} bytes, {MANIFEST} says {entry['size']}; restore it or use --rebuild"
-            )
+            size = f"has {path.stat().st_size} bytes, {MANIFEST} says {entry['size']}"
+            problems.append(f"{path}: {size}; restore it or use --rebuild")
     if problems:
         raise HfkitError(*problems)
 
@@ -141,22 +140,26 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder`, renamed to it at the end; removed if anything goes wrong."""
+    """A temporary folder beside `folder`, renamed to it at the end; removed if anything goes wrong.
+
+    What stood in the place of `folder` until then is set aside.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         work.chmod(0o755)
         yield work
-        if folder.is_dir():
-            folder.rmdir()  # an empty folder of that name is no reason to fail
-        work.rename(folder)
+        if folder.is_dir() and any(folder.iterdir()):
+            set_aside(folder)
+        work.replace(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
 def set_aside(folder: Path) -> Path:
-    """Rename a folder that is to be rebuilt: nothing finished is ever deleted here."""
+    """Rename a folder that is to be made anew: nothing finished is ever deleted."""
     number = 1
     while (aside := folder.with_name(f"{folder.name}.old{number}")).exists():
         number += 1
+    print(f"  the old {folder} is kept as {aside}", flush=True)
     return folder.rename(aside)

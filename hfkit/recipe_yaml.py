@@ -106,7 +106,8 @@ def _construct(node: yaml.Node, key: Key, source: Source, origin: str) -> Any:
     where = origin if file == "command line" else f"{file}:{node.start_mark.line + 1}"
     source.origins.setdefault(key, where)
     if node.tag not in _PLAIN_TAGS:
-        source.problems.append(source.problem(key, f"tag {node.tag}: a recipe holds plain values only; delete the tag"))
+        problem = f"tag {node.tag}: a recipe holds plain values only; delete the tag"
+        source.problems.append(source.problem(key, problem))
         return None
     if isinstance(node, yaml.ScalarNode):
         return _scalar(node.value) if node.style is None else node.value
@@ -142,8 +143,8 @@ def _override(source: Source, override: str) -> None:
     key: Key = tuple(int(part) if part.isdigit() else part for part in name.split("."))
     parent: Any = source.values
     for depth, part in enumerate(key[:-1]):
-        if isinstance(parent, dict) and parent.get(part) is None:  # type: ignore[call-overload]
-            parent[part] = {}  # type: ignore[index]
+        if isinstance(parent, dict) and parent.get(part) is None:
+            parent[part] = {}
         parent = source.get(key[: depth + 1])
         if not isinstance(parent, dict | list):
             within = ".".join(map(str, key[: depth + 1]))

@@ -50,7 +50,7 @@ def _start(node: graph.Node, todo: dict[str, graph.State]) -> None:
     """Mark the folder of a stage that keeps its checkpoints there as unfinished."""
     folder = node.output_dir
     if todo[str(folder)] in ("finished", "changed"):
-        say(f"the old result is kept as {manifest.set_aside(folder)}")
+        manifest.set_aside(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if todo[str(folder)] != "unfinished":
         manifest.write_json(folder / manifest.STARTED, _content(node))

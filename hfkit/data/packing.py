@@ -1,10 +1,10 @@
 """Tokenized documents as memory-mapped rows of a fixed length.
 
-A split is stored as two flat files: `<split>.tokens`, the rows of `sequence_length` ids, and `<split>.pieces`, the lengths of
-the pieces that make up each row. A piece is a stretch of one document. Positions begin anew at every piece, which is how
-transformers recognises packed documents and builds the block mask; the first token of a piece is never predicted. A
-document that does not fit in a row goes on in the next, where its last token stands again as context, so that every token
-after the first is predicted exactly once: token sums over a split are sums over its text.
+A split is stored as two flat files: `<split>.tokens`, the rows of `sequence_length` ids, and `<split>.pieces`, the
+lengths of the pieces that make up each row. A piece is a stretch of one document. Positions begin anew at every piece,
+which is how transformers recognises packed documents and builds the block mask; the first token of a piece is never
+predicted. A document that does not fit in a row goes on in the next, where its last token stands again as context, so
+that every token after the first is predicted exactly once: token sums over a split are sums over its text.
 """
 
 import hashlib
@@ -117,8 +117,8 @@ def pack(
 ) -> Iterator[tuple[np.ndarray, list[int]]]:
     """Fill rows of `length` with documents. Yields each row, (length,), and the lengths of its pieces.
 
-    With `concatenate` the documents of a row make one piece. What stays empty is padding, in pieces of one token, none of
-    which is ever predicted.
+    With `concatenate` the documents of a row make one piece. What stays empty is padding, in pieces of one token, none
+    of which is ever predicted.
     """
     row, used, pieces = np.full(length, pad_token_id, dtype=np.int64), 0, list[int]()
     for ids in documents:

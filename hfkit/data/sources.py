@@ -16,7 +16,7 @@ from hfkit.data import stdlib
 from hfkit.errors import HfkitError, did_you_mean
 from hfkit.recipe import RecipePart
 
-PLAIN_FORMATS, COLUMN_FORMATS = (".txt", ".md", ".py"), (".jsonl", ".csv", ".parquet")
+FORMATS = (".txt", ".md", ".py", ".jsonl", ".csv", ".parquet")  # also compressed: .gz, .zst
 PASSAGE_CHARACTERS = 4000
 
 
@@ -26,7 +26,7 @@ class Source(RecipePart):
     builtin: Literal["python-stdlib"] | None = Field(
         None, description="The standard library of the Python that runs hfkit: no download."
     )
-    files: str | None = Field(None, description="A file, a folder or a glob, also .gz and .zst, such as texts/*.jsonl.gz")
+    files: str | None = Field(None, description="A file, a folder or a glob, such as texts/*.jsonl.gz.")
     hub: str | None = Field(None, description="Id of a data set on the Hugging Face Hub.")
     name: str | None = Field(None, description="Configuration of the Hub data set.")
     split: str = Field("train", description="Split of the Hub data set.")
@@ -71,17 +71,18 @@ def files_of(source: Source) -> list[Path]:
     """
     pattern = Path(source.files or "")
     if pattern.is_dir():
-        paths = [path for path in pattern.rglob("*") if path.is_file() and _format(path) in PLAIN_FORMATS + COLUMN_FORMATS]
+        paths = [path for path in pattern.rglob("*") if path.is_file() and _format(path) in FORMATS]
     elif any(character in str(pattern) for character in "*?["):
-        paths = [path for path in Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))) if path.is_file()]
+        found = Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor)))
+        paths = [path for path in found if path.is_file()]
     else:
         paths = [pattern] if pattern.is_file() else []
     if not paths:
         raise HfkitError(f"{source.files}: no such file; name a file, a folder or a glob that exists")
     for path in paths:
-        if _format(path) not in PLAIN_FORMATS + COLUMN_FORMATS:
-            known = " ".join(PLAIN_FORMATS + COLUMN_FORMATS)
-            raise HfkitError(f"{path}: format {_format(path) or 'without a suffix'} is not read; known: {known} (.gz, .zst)")
+        if _format(path) not in FORMATS:
+            unknown = _format(path) or "without a suffix"
+            raise HfkitError(f"{path}: format {unknown} is not read; known: {' '.join(FORMATS)} (.gz, .zst)")
     return sorted(paths)
 
 
@@ -110,7 +111,8 @@ def _read_hub(source: Source) -> Iterator[Document | BadRow]:
         )
         columns = rows.column_names or list(next(iter(rows)))
     except Exception as error:  # the loader raises whatever the network, the Hub or the files bring up
-        raise HfkitError(f"{source.hub}: cannot be loaded: {str(error).splitlines()[0]}; check id, name and split") from None
+        reason = str(error).splitlines()[0]
+        raise HfkitError(f"{source.hub}: cannot be loaded: {reason}; check id, name and split") from None
     _check_column(source.text, columns, f"{source.hub} ({source.split})")
     for number, row in enumerate(rows):
         yield _row(row[source.text], f"{source.hub}/{source.split}:{number}", source.text)
@@ -139,7 +141,7 @@ def _open(path: Path) -> IO[bytes]:
     if path.suffix.lower() == ".zst":
         import zstandard
 
-        return zstandard.open(path, "rb")  # type: ignore[return-value]
+        return zstandard.open(path, "rb")
     return path.open("rb")
 
 

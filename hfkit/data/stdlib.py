@@ -11,7 +11,7 @@ from pathlib import Path
 from hfkit.errors import HfkitError
 
 # Tests, bundled wheels and tables: neither prose nor code that a person would write.
-_EXCLUDED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "_bundled", "encodings"}
+_EXCLUDED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "_bundled", "encodings"}
 _EXCLUDED_PREFIXES = ("_sysconfigdata", "__phello__")
 
 

@@ -20,7 +20,8 @@ def load_tokenizer(place: str) -> "PreTrainedTokenizerFast":
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except Exception as error:  # files, network and Hub fail in many ways
         reason = str(error).strip().splitlines()[0]
-        raise HfkitError(f"{place}: no tokenizer can be loaded: {reason}; a recipe of `stage: tokenizer` makes one") from None
+        remedy = "a recipe of `stage: tokenizer` makes one"
+        raise HfkitError(f"{place}: no tokenizer can be loaded: {reason}; {remedy}") from None
     if not tokenizer.is_fast:
         raise HfkitError(f"{place}: has no tokenizer.json; convert it with transformers and save it again")
     if tokenizer.eos_token_id is None:

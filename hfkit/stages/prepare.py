@@ -23,7 +23,7 @@ SHOWN_BAD_ROWS = 20
 
 
 class BadRows(RecipePart):
-    skip: float = pydantic.Field(ge=0, lt=1, description="Largest share of unreadable rows to leave out, such as 0.01.")
+    skip: float = pydantic.Field(ge=0, lt=1, description="Leave out at most this share of the rows, such as 0.01.")
 
 
 class Split(RecipePart):
@@ -102,18 +102,19 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
                 f"{split}: no documents ({kept.total()} in all); give more documents"
                 + (", or cut them smaller with `document: passage`" if kept.total() else "")
             )
-    metrics = {
+    metrics: dict[str, Any] = {
         "documents": kept.total(),
         "bytes": size.total(),
         "splits": {
-            split: {"documents": kept[split], "bytes": size[split], "characters": characters[split]} for split in SPLITS
+            split: {"documents": kept[split], "bytes": size[split], "characters": characters[split]}
+            for split in SPLITS
         },
         "dropped": {reason: count for reason, count in sorted(dropped.items()) if count},
         "bad_rows": [f"{row.origin}: {row.reason}" for row in bad_rows[:SHOWN_BAD_ROWS]],
     }
     for split in SPLITS:
         say(f"  {split:<10} {kept[split]:>9,} documents  {size[split] / 1e6:9.2f} MB")
-    say(f"  dropped    {', '.join(f'{count:,} {reason}' for reason, count in metrics['dropped'].items()) or 'nothing'}")
+    say("  dropped    " + (", ".join(f"{dropped[reason]:,} {reason}" for reason in metrics["dropped"]) or "nothing"))
     return metrics
 
 

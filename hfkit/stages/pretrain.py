@@ -1,6 +1,7 @@
 """Pretrain a decoder from scratch on prepared text."""
 
 import math
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from hfkit.model import HfkitConfig
 
 MAKES, DISTRIBUTED = "model", True
+BYTES_PER_PARAMETER = 4 * (1 + 3 * 3)  # fp32: the result, and three checkpoints of weights and two moments
 _FROM_TOKENIZER = "it is the tokenizer's"
 
 
@@ -76,9 +78,17 @@ def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe
             vocab_size = len(load_tokenizer(places["tokenizer"]))
         except HfkitError as error:
             yield "tokenizer", str(error)
+            return
     rows = recipe.model.get("vocab_size")
     if rows is not None and vocab_size is not None and rows < vocab_size:
-        yield "model.vocab_size", f"must be at least the tokenizer's {vocab_size}, got {rows}; raise it or leave it out"
+        rule = f"must be at least the tokenizer's {vocab_size}, got {rows}; raise it or leave it out"
+        yield "model.vocab_size", rule
+        return
+    output = Path(recipe.output_dir or "runs").absolute()
+    free = shutil.disk_usage(next(folder for folder in (output, *output.parents) if folder.exists())).free
+    needed = count_parameters(recipe, places, recipes) * BYTES_PER_PARAMETER
+    if free < needed:
+        yield "output_dir", f"{free / 1e6:.1f} MB are free, {needed / 1e6:.1f} are needed; make room or choose another"
 
 
 def external(recipe: Recipe) -> dict[str, Any]:
@@ -86,23 +96,27 @@ def external(recipe: Recipe) -> dict[str, Any]:
 
 
 def describe(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> dict[str, Any]:
-    """Parameters and tokens, from the shapes alone."""
+    from hfkit.training.trainer import training_arguments
+
+    args = training_arguments(recipe.train, Path("unused"))
+    tokens = args.train_batch_size * args.gradient_accumulation_steps * world_size() * recipe.sequence_length
+    return {
+        "parameters": f"{count_parameters(recipe, places, recipes):,}",
+        "tokens a step": f"{tokens:,}",
+        "tokens": f"{args.max_steps * tokens:,}" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs",
+    }
+
+
+def count_parameters(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> int:
+    """The parameters of the model that the recipe describes, from the shapes alone."""
     import torch
 
     from hfkit.model import HfkitConfig, HfkitForCausalLM
-    from hfkit.training.trainer import training_arguments
 
     planned = getattr(recipes.get("tokenizer"), "vocab_size", None)
     vocab_size = planned or len(load_tokenizer(places["tokenizer"]))
     with torch.device("meta"):
-        model = HfkitForCausalLM(HfkitConfig(**{"vocab_size": vocab_size, **recipe.model}))
-    args = training_arguments(recipe.train, Path("unused"))
-    tokens = args.train_batch_size * args.gradient_accumulation_steps * world_size() * recipe.sequence_length
-    return {
-        "parameters": f"{model.num_parameters():,}",
-        "tokens a step": f"{tokens:,}",
-        "tokens": f"{args.max_steps * tokens:,}" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs",
-    }
+        return HfkitForCausalLM(HfkitConfig(**{"vocab_size": vocab_size, **recipe.model})).num_parameters()
 
 
 def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
@@ -145,18 +159,22 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
         per_device_eval_batch_size=args.per_device_train_batch_size,
         logging_nan_inf_filter=False,
         disable_tqdm=False,
+        ddp_find_unused_parameters=False,
         dataloader_pin_memory=args.device.type != "cpu",
         save_total_limit=2,
     )
     say(
         f"  {model.num_parameters():,} parameters, {steps:,} steps of {rows_a_step * length:,} tokens, "
-        f"{recipe.optimizer}, {decided['precision']} on {args.device.type} ({decided['roof_flops'] / 1e9:,.0f} GFLOP/s)"
+        f"{recipe.optimizer}, {decided['precision']} on {args.device.type}, "
+        f"matmul peak {decided['roof_flops'] / 1e9:,.0f} GFLOP/s"
     )
     if decided["torch_compile"]:
         say("  the first step compiles the model, which can take a minute")
 
     # Training
-    trainer = HfkitTrainer(model, args, train_dataset=train_rows, eval_dataset=validation_rows, optimizer=recipe.optimizer)
+    trainer = HfkitTrainer(
+        model, args, train_dataset=train_rows, eval_dataset=validation_rows, optimizer=recipe.optimizer
+    )
     flops = roof.training_flops_per_token(model, length)
     speed = Speed(trainer, rows_a_step * length, flops, decided["roof_flops"] * world_size())
     watch(trainer, speed, output / "metrics.jsonl")

@@ -53,7 +53,8 @@ def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe
     least = len(SPECIAL_TOKENS) + (256 if recipe.algorithm == "byte_level_bpe" else 1)
     if recipe.vocab_size < least:
         what = "256 bytes and" if recipe.algorithm == "byte_level_bpe" else "one symbol and"
-        yield "vocab_size", f"must be at least {least} ({what} {len(SPECIAL_TOKENS)} special tokens), got {recipe.vocab_size}"
+        rule = f"must be at least {least} ({what} {len(SPECIAL_TOKENS)} special tokens), got {recipe.vocab_size}"
+        yield "vocab_size", rule
     if problem := corpus.problem_with(places["data"]):
         yield "data", problem
 
@@ -93,13 +94,17 @@ def train(recipe: Recipe, texts: Iterator[str]) -> "Tokenizer":
     """A tokenizer of the recipe's kind, trained on `texts`."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-    common = {"vocab_size": recipe.vocab_size, "special_tokens": SPECIAL_TOKENS, "show_progress": False}
-    counted = {**common, "min_frequency": recipe.min_frequency}
+    common: dict[str, Any] = {
+        "vocab_size": recipe.vocab_size,
+        "special_tokens": SPECIAL_TOKENS,
+        "show_progress": False,
+    }
+    counted: dict[str, Any] = {**common, "min_frequency": recipe.min_frequency}
     if recipe.algorithm == "byte_level_bpe":
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **counted)
+        trainer: Any = trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **counted)
     elif recipe.algorithm in ("bpe", "unigram"):
         is_bpe = recipe.algorithm == "bpe"
         tokenizer = Tokenizer(models.BPE(unk_token=UNK) if is_bpe else models.Unigram())
@@ -136,7 +141,7 @@ def report(tokenizer: "Tokenizer", texts: Iterator[str]) -> dict[str, float]:
         tokens += len(ids)
         size += len(text.encode())
         exact += tokenizer.decode(ids, skip_special_tokens=False) == text
-        unknown += ids.count(tokenizer.token_to_id(UNK))
+        unknown += sum(token_id == tokenizer.token_to_id(UNK) for token_id in ids)
     if not tokens:
         raise HfkitError("data: the validation split is empty; prepare the data again with more documents")
     return {"bytes_per_token": size / tokens, "exact_round_trip": exact / documents, "unknown": unknown / tokens}
@@ -153,7 +158,7 @@ def limited(texts: Iterator[str], limit: int) -> Iterator[str]:
 
 
 def _name_the_common_class(path: Path) -> None:
-    """transformers 5 saves its backend class, which other loaders refuse; `PreTrainedTokenizerFast` opens everywhere."""
+    """Name the class that every loader opens; transformers 5 names its backend, which others refuse."""
     config = json.loads(path.read_text(encoding="utf-8"))
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

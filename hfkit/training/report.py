@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
 
-from hfkit import manifest
 from hfkit.data import corpus
 from hfkit.data.packing import PackedRows
-from hfkit.ranks import on_main, say
-from hfkit.training.callbacks import Speed, draw_loss, read_log
+from hfkit.ranks import on_main
+from hfkit.training.callbacks import draw_loss, read_log
 from hfkit.training.trainer import HfkitTrainer
 
 XZ_LIMIT_BYTES = 8_000_000
@@ -38,11 +37,11 @@ def xz_bits_per_byte(data: str) -> float | None:
 def continuations(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: list[str] | None, data: str
 ) -> list[tuple[str, str]]:
-    """Prompts and how the model goes on from each, sampled with a fixed seed. By default three test documents begin."""
+    """Prompts, by default the beginnings of three test documents, and how the model goes on, sampled with one seed."""
     if prompts is None:
         beginnings = itertools.islice(corpus.texts(data, "test"), 3)
-        ids = [tokenizer(text[:500], add_special_tokens=False)["input_ids"][:PROMPT_TOKENS] for text in beginnings]
-        prompts = tokenizer.batch_decode(ids)
+        first = [tokenizer(text[:500], add_special_tokens=False)["input_ids"][:PROMPT_TOKENS] for text in beginnings]
+        prompts = tokenizer.batch_decode(first)
     set_seed(0)
     model.eval()
     found = []

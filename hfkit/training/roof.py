@@ -3,8 +3,12 @@
 import os
 import statistics
 import time
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def use_all_cores(device: torch.device) -> None:
@@ -49,7 +53,7 @@ def fastest_precision(device: torch.device) -> tuple[str, float]:
     return best, flops[best]
 
 
-def training_flops_per_token(model: torch.nn.Module, sequence_length: int) -> float:
+def training_flops_per_token(model: "PreTrainedModel", sequence_length: int) -> float:
     """Forward and backward: 6 per weight that multiplies, and 12 * layers * heads * head_dim * tokens for attention.
 
     Source: PaLM (arXiv 2204.02311), appendix B. An embedding that is not the head too only looks rows up.

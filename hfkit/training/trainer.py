@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerControl, TrainingArguments
 
 from hfkit.data.packing import IGNORED, PackedRows
 from hfkit.errors import HfkitError
@@ -27,6 +27,8 @@ class HfkitTrainer(Trainer):
 
     def __init__(self, *args: Any, optimizer: str = "adamw", **kwargs: Any):
         super().__init__(*args, **kwargs)
+        self.optimizer: torch.optim.Optimizer | None
+        self.control: TrainerControl
         self.optimizer_name = optimizer
         self.pauses = 0.0
 
@@ -34,7 +36,7 @@ class HfkitTrainer(Trainer):
         if self.optimizer is not None or self.optimizer_name == "adamw":
             return super().create_optimizer(model)
         if self.is_deepspeed_enabled:
-            raise HfkitError("optimizer=muon: DeepSpeed flattens the matrices that Muon needs whole; use adamw or FSDP")
+            raise HfkitError("optimizer=muon: DeepSpeed flattens the matrices that Muon needs; use adamw or FSDP")
         args, model = self.args, self.model if model is None else model
         trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         hidden = {name for name, parameter in trained.items() if is_hidden_matrix(name, parameter)}
@@ -42,7 +44,7 @@ class HfkitTrainer(Trainer):
             raise HfkitError("optimizer=muon: the model has no hidden matrix to train; use adamw")
         decayed = set(self.get_decay_parameter_names(model))
         rest = [name for name in trained if name not in hidden]
-        self.optimizer = MuonWithAdamW(
+        self.optimizer = muon = MuonWithAdamW(
             [trained[name] for name in sorted(hidden)],
             [
                 {"params": [trained[name] for name in rest if name in decayed], "weight_decay": args.weight_decay},
@@ -56,11 +58,11 @@ class HfkitTrainer(Trainer):
                 "fused": True,
             },
         )
-        return self.optimizer
+        return muon
 
     def evaluate(
         self,
-        eval_dataset: PackedRows | None = None,  # type: ignore[override]
+        eval_dataset: PackedRows | None = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
@@ -79,14 +81,15 @@ class HfkitTrainer(Trainer):
             f"{metric_key_prefix}_perplexity": math.exp(min(loss, 700)),
             f"{metric_key_prefix}_bits_per_byte": nats / math.log(2) / rows.bytes,
         }
-        self.log(dict(metrics))
+        if metric_key_prefix == "eval":  # in training; what follows it stands in metrics.json
+            self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     @torch.no_grad()
     def _token_sums(self, rows: PackedRows, title: str) -> tuple[float, int]:
         """The sum of the losses in nats, and the number of predicted tokens, over all processes."""
-        loader = self.get_eval_dataloader(rows)  # type: ignore[arg-type]
+        loader = self.get_eval_dataloader(rows)
         model = self.model  # not the compiled one: a second graph would cost more time than it saves
         was_training = model.training
         model.eval()
@@ -94,7 +97,7 @@ class HfkitTrainer(Trainer):
         for batch in tqdm(loader, desc=title, leave=False, mininterval=1, disable=not is_main()):
             labels = batch.pop("labels")[:, 1:]
             logits = model(**batch, use_cache=False).logits[:, :-1]
-            sums = torch.stack([functional.cross_entropy(*row, reduction="sum") for row in _float_rows(logits, labels)])
+            sums = torch.stack([_cross_entropy(*row) for row in zip(logits, labels, strict=True)])
             counts = (labels != IGNORED).sum(-1)
             # One number a row: this drops the rows that were repeated to fill the last batch of all processes.
             sums, counts = self.accelerator.gather_for_metrics((sums, counts))
@@ -122,10 +125,9 @@ class HfkitTrainer(Trainer):
         (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
 
 
-def _float_rows(logits: torch.Tensor, labels: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Row by row, so that only one row's logits exist in float32."""
-    for row_logits, row_labels in zip(logits, labels, strict=True):
-        yield row_logits.float(), row_labels
+def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The sum over one row: so only one row's logits (sequence, vocabulary) exist in float32."""
+    return functional.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
 
 
 def training_arguments(values: dict[str, Any], output_dir: Path, **defaults: Any) -> TrainingArguments:

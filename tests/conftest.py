@@ -1,0 +1,43 @@
+"""Shared fixtures: everything is offline, and made on the spot."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.toy import write_world
+
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a toy corpus and its recipes, as the working directory."""
+    monkeypatch.chdir(write_world(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A world in which data and tokenizer are made already. To be read, not changed."""
+    from hfkit import cli
+
+    folder = write_world(tmp_path_factory.mktemp("made"))
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        assert cli.main(["run", "recipes/tokenizer.yaml"]) == 0
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def ready(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of a world in which data and tokenizer are made, as the working directory."""
+    import shutil
+
+    folder = tmp_path / "world"
+    shutil.copytree(made, folder)
+    monkeypatch.chdir(folder)
+    return folder
