@@ -137,7 +137,9 @@ def training_arguments(values: dict[str, Any], output_dir: Path, **defaults: Any
         HfkitError: with the library's own words, if it refuses the values together.
     """
     try:
-        args = TrainingArguments(output_dir=str(output_dir), **{**defaults, **values})
+        # Without this Trainer refuses bf16 where there is no GPU, although many CPUs have it.
+        own = {"use_cpu": not torch.accelerator.is_available(), **defaults}
+        args = TrainingArguments(output_dir=str(output_dir), **{**own, **values})
     except (ValueError, ImportError) as error:
         raise HfkitError(f"train: {error}") from None
     if args.n_gpu > 1:
