@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, rest = parser.parse_known_args(arguments)  # overrides may stand before and after an option
     if unknown := [item for item in rest if item.startswith("-") or options.command == "schema"]:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells every process what it could not load
+    # Libraries speak of what they could not load and of what does not matter here; hfkit says what does.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         # What a command needs is imported where it runs: `hfkit --help` answers at once.
         if options.command == "run":

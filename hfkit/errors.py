@@ -17,6 +17,12 @@ class HfkitError(Exception):
         self.problems = list(problems)
 
 
+def reason(error: BaseException) -> str:
+    """What a library's error says in one line, which may be its cause that says it."""
+    told = error.__cause__ or error
+    return (str(told).strip() or type(told).__name__).splitlines()[0]
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`did you mean "hidden_size"?` where a known name is near, else the list of the known names."""
     known = sorted(known)

@@ -84,6 +84,14 @@ def digest_of(files: dict[str, dict[str, Any]]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
+def content_of(place: str) -> str:
+    """What identifies the content of an input: the digest of a folder, or an id on the Hub as it is."""
+    folder = Path(place)
+    if not folder.is_dir():
+        return place
+    return (read_json(folder) or {}).get("digest") or digest_of(describe_files(folder))
+
+
 def finish(folder: Path, content: dict[str, Any]) -> None:
     """Write `hfkit.json`, which makes the folder finished: `content`, the files and what they were made with."""
     files = describe_files(folder)

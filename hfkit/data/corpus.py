@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from hfkit.errors import HfkitError
+from hfkit.errors import HfkitError, reason
 
 SPLITS = ("train", "validation", "test")
 ROWS_READ_AT_ONCE = 256
@@ -35,6 +35,8 @@ def _folder_texts(path: Path) -> Iterator[str]:
         if "text" not in file.schema_arrow.names:
             raise HfkitError(f'{path}: has no column "text"; make it with a recipe of `stage: prepare`')
         for batch in file.iter_batches(batch_size=ROWS_READ_AT_ONCE, columns=["text"]):
+            if batch.column(0).null_count:
+                raise HfkitError(f'{path}: column "text" has empty values; make it with a recipe of `stage: prepare`')
             yield from batch.column(0).to_pylist()
     except (OSError, pyarrow.ArrowInvalid) as error:
         raise HfkitError(f"{path}: cannot be read: {error}; prepare the data again") from None
@@ -46,10 +48,9 @@ def _hub_texts(place: str, split: str) -> Iterator[str]:
     try:
         rows = datasets.load_dataset(place, split=split, streaming=True)
         for row in rows:
-            yield row["text"]
+            yield str(row["text"] or "")
     except Exception as error:  # the loader raises whatever the network, the Hub or the files bring up
-        reason = str(error).splitlines()[0]
         raise HfkitError(
-            f"{place}: split {split} with a column text cannot be loaded from the Hub: {reason}; "
+            f"{place}: split {split} with a column text cannot be loaded from the Hub: {reason(error)}; "
             f"a recipe of `stage: prepare` with `hub: {place}` makes the splits and takes any column"
         ) from None

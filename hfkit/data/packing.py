@@ -33,6 +33,7 @@ class PackedRows(torch.utils.data.Dataset):
     """The rows of a split. A row is `input_ids`, `position_ids` and `labels`, each (sequence_length,), int64."""
 
     def __init__(self, folder: Path, split: str):
+        self.folder, self.split = folder, split
         entry = json.loads((folder / "tokens.json").read_text(encoding="utf-8"))
         self.sequence_length: int = entry["sequence_length"]
         self.bytes: int = entry["splits"][split]["bytes"]  # of text behind the predicted tokens
@@ -40,6 +41,9 @@ class PackedRows(torch.utils.data.Dataset):
         self.tokens = np.memmap(folder / f"{split}.tokens", dtype=entry["dtype"], mode="r")
         self.pieces = np.memmap(folder / f"{split}.pieces", dtype=np.uint32, mode="r")
         self.row_starts = np.load(folder / f"{split}.row_starts.npy")  # first piece of each row, and the end
+
+    def __reduce__(self) -> tuple[type, tuple[Path, str]]:
+        return PackedRows, (self.folder, self.split)  # a worker maps the files itself
 
     def __len__(self) -> int:
         return len(self.row_starts) - 1
@@ -64,8 +68,10 @@ def token_rows(
     Raises:
         HfkitError: if a split has less than one row of tokens.
     """
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
     digest = hashlib.sha256()
-    digest.update(((manifest.read_json(Path(place)) or {}).get("digest") or place).encode())
+    digest.update(manifest.content_of(place).encode())
     digest.update(tokenizer.backend_tokenizer.to_str().encode())
     digest.update(f"{tokenizer.bos_token_id} {tokenizer.eos_token_id} {sequence_length} {packing}".encode())
     folder = cache / f"tokens-{digest.hexdigest()[:16]}"

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
@@ -13,7 +14,7 @@ from typing import IO, Any, Literal, NamedTuple
 from pydantic import Field, model_validator
 
 from hfkit.data import stdlib
-from hfkit.errors import HfkitError, did_you_mean
+from hfkit.errors import HfkitError, did_you_mean, reason
 from hfkit.recipe import RecipePart
 
 FORMATS = (".txt", ".md", ".py", ".jsonl", ".csv", ".parquet")  # also compressed: .gz, .zst
@@ -72,7 +73,7 @@ def files_of(source: Source) -> list[Path]:
     pattern = Path(source.files or "")
     if pattern.is_dir():
         paths = [path for path in pattern.rglob("*") if path.is_file() and _format(path) in FORMATS]
-    elif any(character in str(pattern) for character in "*?["):
+    elif not pattern.is_file() and any(character in str(pattern) for character in "*?["):
         found = Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor)))
         paths = [path for path in found if path.is_file()]
     else:
@@ -110,12 +111,13 @@ def _read_hub(source: Source) -> Iterator[Document | BadRow]:
             source.hub, source.name, split=source.split, revision=source.revision, streaming=source.streaming
         )
         columns = rows.column_names or list(next(iter(rows)))
+        _check_column(source.text, columns, f"{source.hub} ({source.split})")
+        for number, row in enumerate(rows):
+            yield _row(row[source.text], f"{source.hub}/{source.split}:{number}", source.text)
+    except HfkitError:
+        raise
     except Exception as error:  # the loader raises whatever the network, the Hub or the files bring up
-        reason = str(error).splitlines()[0]
-        raise HfkitError(f"{source.hub}: cannot be loaded: {reason}; check id, name and split") from None
-    _check_column(source.text, columns, f"{source.hub} ({source.split})")
-    for number, row in enumerate(rows):
-        yield _row(row[source.text], f"{source.hub}/{source.split}:{number}", source.text)
+        raise HfkitError(f"{source.hub}: cannot be loaded: {reason(error)}; check id, name and split") from None
 
 
 def _read_file(path: Path, source: Source) -> Iterator[Document | BadRow]:
@@ -126,7 +128,7 @@ def _read_file(path: Path, source: Source) -> Iterator[Document | BadRow]:
     }.get(_format(path), _read_plain)
     try:
         yield from reader(path, source)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise HfkitError(f"{path}: cannot be read: {error}; restore or remove the file") from None
 
 
@@ -139,9 +141,9 @@ def _open(path: Path) -> IO[bytes]:
     if path.suffix.lower() == ".gz":
         return gzip.open(path, "rb")  # type: ignore[return-value]
     if path.suffix.lower() == ".zst":
-        import zstandard
+        import pyarrow  # its reader notices where a file is cut off, and gives lines
 
-        return zstandard.open(path, "rb")
+        return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))  # type: ignore[arg-type]
     return path.open("rb")
 
 
@@ -192,7 +194,7 @@ def _read_jsonl(path: Path, source: Source) -> Iterator[Document | BadRow]:
                 row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
             except UnicodeDecodeError as error:
                 yield BadRow(origin, f"byte 0x{line[error.start]:02x} is not UTF-8; save the file as UTF-8")
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 yield BadRow(origin, f"not a JSON object: {error}")
             else:
                 if not isinstance(row, dict):
@@ -206,10 +208,21 @@ def _read_jsonl(path: Path, source: Source) -> Iterator[Document | BadRow]:
 def _read_csv(path: Path, source: Source) -> Iterator[Document | BadRow]:
     csv.field_size_limit(sys.maxsize)
     with _open(path) as file:
-        reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=""))
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        reader = csv.DictReader(text, strict=True)
         _check_column(source.text, reader.fieldnames or [], str(path))
-        for row in reader:
-            yield _row(row[source.text], f"{path}:{reader.line_num}", source.text)
+        while True:
+            try:
+                row = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield BadRow(f"{path}:{reader.reader.line_num}", f"not CSV: {error}; close its quotes")
+                continue
+            if None in row:
+                yield BadRow(f"{path}:{reader.line_num}", "has more fields than the header; put it in quotes")
+            else:
+                yield _row(row[source.text], f"{path}:{reader.line_num}", source.text)
 
 
 def _read_parquet(path: Path, source: Source) -> Iterator[Document | BadRow]:

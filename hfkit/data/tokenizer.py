@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from hfkit.errors import HfkitError
+from hfkit.errors import HfkitError, reason
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -19,9 +19,8 @@ def load_tokenizer(place: str) -> "PreTrainedTokenizerFast":
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except Exception as error:  # files, network and Hub fail in many ways
-        reason = str(error).strip().splitlines()[0]
         remedy = "a recipe of `stage: tokenizer` makes one"
-        raise HfkitError(f"{place}: no tokenizer can be loaded: {reason}; {remedy}") from None
+        raise HfkitError(f"{place}: no tokenizer can be loaded: {reason(error)}; {remedy}") from None
     if not tokenizer.is_fast:
         raise HfkitError(f"{place}: has no tokenizer.json; convert it with transformers and save it again")
     if tokenizer.eos_token_id is None:

@@ -72,6 +72,7 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     with ParquetWriters(output) as writers, tqdm(unit=" documents", desc="preparing", mininterval=1) as bar:
         for row in (row for source in recipe.sources for row in sources.read(source)):
             bar.update()
+            row = row._replace(origin=_printable(row.origin))
             if isinstance(row, BadRow):
                 if recipe.bad_rows is None:
                     remedy = "mend the row, or allow a share of bad rows: `bad_rows: {skip: 0.01}`"
@@ -110,12 +111,17 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
             for split in SPLITS
         },
         "dropped": {reason: count for reason, count in sorted(dropped.items()) if count},
-        "bad_rows": [f"{row.origin}: {row.reason}" for row in bad_rows[:SHOWN_BAD_ROWS]],
+        "bad_rows": [_printable(f"{row.origin}: {row.reason}") for row in bad_rows[:SHOWN_BAD_ROWS]],
     }
     for split in SPLITS:
         say(f"  {split:<10} {kept[split]:>9,} documents  {size[split] / 1e6:9.2f} MB")
     say("  dropped    " + (", ".join(f"{dropped[reason]:,} {reason}" for reason in metrics["dropped"]) or "nothing"))
     return metrics
+
+
+def _printable(text: str) -> str:
+    """File names and keys may hold what is not Unicode."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def clean(text: str, repair: bool) -> str:

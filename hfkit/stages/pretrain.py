@@ -131,8 +131,7 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     from hfkit.training.trainer import HfkitTrainer, training_arguments
 
     # Data
-    logging.set_verbosity_error()  # what a user should read is said below
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # of writing a few files
     tokenizer = load_tokenizer(places["tokenizer"])
     length, cache = recipe.sequence_length, output.parent / ".cache"
     folder = on_main("tokens", lambda: str(token_rows(places["data"], tokenizer, length, recipe.packing, cache)))

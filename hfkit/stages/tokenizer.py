@@ -26,8 +26,9 @@ REPORT_BYTES = 2_000_000
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' }}"
-    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
-    "{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\\n' }}{% endfor %}"
+    "{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] | trim + '<|im_end|>' }}{% endgeneration %}"
+    "{% else %}{{ message['content'] | trim + '<|im_end|>' }}{% endif %}{{ '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
@@ -99,6 +100,7 @@ def train(recipe: Recipe, texts: Iterator[str]) -> "Tokenizer":
         "special_tokens": SPECIAL_TOKENS,
         "show_progress": False,
     }
+    room = recipe.vocab_size - len(SPECIAL_TOKENS)
     counted: dict[str, Any] = {**common, "min_frequency": recipe.min_frequency}
     if recipe.algorithm == "byte_level_bpe":
         tokenizer = Tokenizer(models.BPE())
@@ -110,13 +112,17 @@ def train(recipe: Recipe, texts: Iterator[str]) -> "Tokenizer":
         tokenizer = Tokenizer(models.BPE(unk_token=UNK) if is_bpe else models.Unigram())
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
         tokenizer.decoder = decoders.Metaspace(prepend_scheme="never")
-        trainer = trainers.BpeTrainer(**counted) if is_bpe else trainers.UnigramTrainer(unk_token=UNK, **common)
+        trainer = (
+            trainers.BpeTrainer(limit_alphabet=room, **counted)
+            if is_bpe
+            else trainers.UnigramTrainer(unk_token=UNK, **common)
+        )
     elif recipe.algorithm == "wordpiece":
         tokenizer = Tokenizer(models.WordPiece(unk_token=UNK))
         tokenizer.normalizer = normalizers.NFC()
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         tokenizer.decoder = decoders.WordPiece()
-        trainer = trainers.WordPieceTrainer(**counted)
+        trainer = trainers.WordPieceTrainer(limit_alphabet=room // 2, **counted)  # each stands with ## too
     else:
         unit = r"[\s\S]" if recipe.algorithm == "character" else r"\s+|\w+|[^\w\s]"
         tokenizer = Tokenizer(models.WordLevel(unk_token=UNK))
@@ -124,7 +130,12 @@ def train(recipe: Recipe, texts: Iterator[str]) -> "Tokenizer":
         tokenizer.decoder = decoders.Fuse()
         trainer = trainers.WordLevelTrainer(**counted)
     bar = tqdm(texts, desc="training the tokenizer", unit=" documents", mininterval=1)
-    tokenizer.train_from_iterator(bar, trainer)
+    try:
+        tokenizer.train_from_iterator(bar, trainer)
+    except HfkitError:
+        raise
+    except Exception as error:
+        raise HfkitError(f"vocab_size={recipe.vocab_size}: {error}; raise it or choose byte_level_bpe") from None
     template = " ".join([BOS] * recipe.add_bos + ["$A"] + [EOS] * recipe.add_eos)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=template, special_tokens=[(token, tokenizer.token_to_id(token)) for token in (BOS, EOS)]

@@ -1,0 +1,174 @@
+"""Tokens per second of a training step: hfkit against Trainer with a stock Llama, and against a plain compiled loop.
+
+    python benchmarks/pretrain_speed.py            # writes benchmarks/results/pretrain_speed.json
+
+All in one process, in turn and several times over, on the same rows, with AdamW, in the precision that is faster here.
+What is timed is whole optimizer steps in the steady state: the first ones, which compile, are left out and their time
+is told apart. The roof is a 2048^3 (GPU: 8192^3) matrix product, measured between the rounds.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+
+from hfkit.model import HfkitConfig, HfkitForCausalLM
+from hfkit.training import roof
+from hfkit.training.trainer import HfkitTrainer, training_arguments
+
+VOCABULARY, WIDTH, INTERMEDIATE, LAYERS, HEADS, TOKENS, ROWS = 8192, 256, 704, 6, 4, 256, 16
+WARM_UP = 2
+
+
+class Rows(torch.utils.data.Dataset):
+    """Full rows of random tokens, with the positions that hfkit's packing gives them."""
+
+    def __len__(self) -> int:
+        return 100_000
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        ids = torch.randint(0, VOCABULARY, (TOKENS,), generator=torch.Generator().manual_seed(index))
+        return {"input_ids": ids, "labels": ids, "position_ids": torch.arange(TOKENS)}
+
+
+class StepTimes(TrainerCallback):
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.times.append(time.perf_counter())
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.times.append(time.perf_counter())
+
+
+def stock_model() -> PreTrainedModel:
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=WIDTH,
+            intermediate_size=INTERMEDIATE,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS,
+            max_position_embeddings=TOKENS,
+            tie_word_embeddings=True,
+        )
+    )
+
+
+def our_model() -> PreTrainedModel:
+    return HfkitForCausalLM(
+        HfkitConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=WIDTH,
+            intermediate_size=INTERMEDIATE,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS,
+            max_position_embeddings=TOKENS,
+        )
+    )
+
+
+def with_trainer(trainer_class: type[Trainer], model: PreTrainedModel, steps: int, **options: Any) -> list[float]:
+    """The times of the steps, in seconds."""
+    times = StepTimes()
+    values = {"max_steps": steps, "per_device_train_batch_size": ROWS, "save_strategy": "no", **options}
+    with tempfile.TemporaryDirectory() as folder:
+        if trainer_class is HfkitTrainer:
+            args = training_arguments(values, Path(folder), logging_nan_inf_filter=False)
+            trainer: Trainer = HfkitTrainer(model, args, train_dataset=Rows(), optimizer="adamw")
+        else:
+            args = TrainingArguments(output_dir=folder, **values)
+            trainer = Trainer(model, args, train_dataset=Rows())
+        trainer.add_callback(times)
+        trainer.train()
+    return [after - before for before, after in zip(times.times, times.times[1:], strict=False)]
+
+
+def plain_loop(model: PreTrainedModel, steps: int, bf16: bool, device: torch.device) -> list[float]:
+    """The times of the steps of a loop as one would write it by hand, with torch.compile."""
+    model = model.to(device).train()
+    compiled = torch.compile(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, fused=True)
+    rows, times = Rows(), []
+    for step in range(steps):
+        begun = time.perf_counter()
+        ids = torch.stack([rows[step * ROWS + index]["input_ids"] for index in range(ROWS)]).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            loss = compiled(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - begun)
+    return times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=10, help="timed steps a round")
+    parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto")
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = roof.fastest_precision(device)[0] if options.precision == "auto" else options.precision
+    bf16, dtype = precision == "bf16", torch.bfloat16 if precision == "bf16" else torch.float32
+    common: dict[str, Any] = {"bf16": bf16, "disable_tqdm": True, "report_to": "none", "use_cpu": device.type == "cpu"}
+    steps = WARM_UP + options.steps
+
+    contenders: dict[str, Callable[[], list[float]]] = {
+        "Trainer defaults, stock Llama": lambda: with_trainer(Trainer, stock_model(), steps, **common),
+        "plain loop, torch.compile, stock Llama": lambda: plain_loop(stock_model(), steps, bf16, device),
+        "hfkit": lambda: with_trainer(HfkitTrainer, our_model(), steps, **common, torch_compile=True),
+        "hfkit, not compiled": lambda: with_trainer(HfkitTrainer, our_model(), steps, **common),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    first: dict[str, float] = {}
+    roofs = [roof.matmul_flops(device, dtype)]
+    for round_number in range(options.rounds):
+        for name, run in contenders.items():
+            torch._dynamo.reset()
+            times = run()
+            first.setdefault(name, times[0])
+            seconds[name].append(statistics.median(times[WARM_UP:]))
+            print(f"round {round_number + 1}: {name}: {ROWS * TOKENS / seconds[name][-1]:,.0f} tokens/s", flush=True)
+        roofs.append(roof.matmul_flops(device, dtype))
+
+    flops = roof.training_flops_per_token(our_model(), TOKENS)
+    peak = statistics.median(roofs)
+    rows = {}
+    for name in contenders:
+        speed = ROWS * TOKENS / statistics.median(seconds[name])
+        share = speed * flops / peak
+        rows[name] = {"tokens_per_second": speed, "roof_share": share, "first_step_seconds": first[name]}
+    ours, trainer_row, loop_row = (
+        rows[name]["tokens_per_second"]
+        for name in ("hfkit", "Trainer defaults, stock Llama", "plain loop, torch.compile, stock Llama")
+    )
+    result = {
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
+        "precision": precision,
+        "torch": torch.__version__,
+        "roof_gflops": peak / 1e9,
+        "rows": rows,
+        "ratio_to_trainer": ours / trainer_row,
+        "ratio_to_compiled_loop": ours / loop_row,
+    }
+    path = Path(__file__).parent / "results" / f"pretrain_speed_{device.type}_{precision}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
