@@ -23,9 +23,17 @@ def reason(error: BaseException) -> str:
     return (str(told).strip() or type(told).__name__).splitlines()[0]
 
 
+def shown(value: object) -> str:
+    """A value as it was written, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`did you mean "hidden_size"?` where a known name is near, else the list of the known names."""
     known = sorted(known)
+    if not known:
+        return "known: none"
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if near:
         return f'did you mean "{near[0]}"?'

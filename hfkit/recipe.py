@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 import pydantic
 from pydantic import BaseModel, ConfigDict
 
-from hfkit.errors import HfkitError, did_you_mean
+from hfkit.errors import HfkitError, did_you_mean, shown
 from hfkit.recipe_yaml import Key, Source
 
 _CLOSED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
@@ -201,10 +201,10 @@ def _explain(error: pydantic.ValidationError, model: type[BaseModel], source: So
         elif kind == "literal_error":
             value, expected = source.get(key), re.findall(r"'([^']*)'", context["expected"])
             hint = f", {did_you_mean(value, expected)}" if isinstance(value, str) else ""
-            message = f"must be one of {', '.join(expected)}, got {value!r}{hint}"
+            message = f"must be one of {', '.join(expected)}, got {shown(value)}{hint}"
         else:
             rule = _RULES.get(kind, item["msg"]).format(**context)
-            message = f"{rule}, got {source.get(key)!r}"
+            message = f"{rule}, got {shown(source.get(key))}"
         messages.setdefault(key, []).append(message)
     return [source.problem(key, _join(texts)) for key, texts in messages.items()]
 

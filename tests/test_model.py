@@ -92,6 +92,13 @@ def test_added_positions_tell_equal_tokens_apart(positions: str) -> None:
 
 
 @each_position
+def test_text_read_in_two_pieces_gives_the_same_logits(positions: str) -> None:
+    model, input_ids = tiny_model(position_embedding_type=positions), random_ids(2, 12)
+    whole, cache = logits_of(model, input_ids), model(input_ids[:, :7]).past_key_values
+    assert_close(logits_of(model, input_ids[:, 7:], past_key_values=cache, logits_to_keep=3), whole[:, -3:])
+
+
+@each_position
 @pytest.mark.parametrize("mode", [{}, {"do_sample": True}, {"num_beams": 3}], ids=["greedy", "sampling", "beams"])
 @pytest.mark.parametrize("cache", [{"use_cache": True}, {"cache_implementation": "static"}], ids=["dynamic", "static"])
 def test_cached_generation_equals_uncached(positions: str, mode: dict, cache: dict) -> None:
@@ -124,7 +131,8 @@ def test_saved_model_loads_whole(model_class: type, positions: str, tied: bool, 
     for device_map in (None, "cpu", "auto"):
         loaded, info = model_class.from_pretrained(tmp_path, output_loading_info=True, device_map=device_map)
         assert not any(info.values()), info
-        assert loaded.num_parameters() == model.num_parameters()
+        if model_class is HfkitForCausalLM:
+            assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) == tied
         assert torch.equal(logits_of(loaded, input_ids), logits_of(model, input_ids))
 
 
@@ -197,6 +205,14 @@ def test_attention_implementations_agree(attention: str) -> None:
     model.set_attn_implementation(attention)
     with torch.compiler.set_stance("force_eager"):  # flex without its compiler: the same sums, in seconds less
         assert_close(logits_of(model, **batch)[is_token], expected[is_token])
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_attention_dropout_acts_in_training_alone(attention: str) -> None:
+    model, expected = tiny_model(attention_dropout=0.5), logits_of(tiny_model(), random_ids(2, 12))
+    model.set_attn_implementation(attention)
+    assert_close(logits_of(model, random_ids(2, 12)), expected)
+    assert not torch.allclose(logits_of(model.train(), random_ids(2, 12)), expected, atol=0.1)
 
 
 def test_loss_is_the_mean_over_supervised_tokens() -> None:
@@ -333,9 +349,9 @@ def test_classifier_does_not_see_padding(positions: str, side: str) -> None:
 
 
 def test_auto_classes_and_package_give_the_model() -> None:
-    assert type(transformers.AutoModelForCausalLM.from_config(tiny_config())) is hfkit.HfkitForCausalLM
-    classifier = transformers.AutoModelForSequenceClassification.from_config(tiny_config())
-    assert type(classifier) is hfkit.HfkitForSequenceClassification
+    for task in TASKS[1:]:
+        model = getattr(transformers, f"AutoModel{task}").from_config(tiny_config())
+        assert type(model) is getattr(hfkit, f"Hfkit{task}")
 
 
 def test_importing_the_package_loads_no_library() -> None:

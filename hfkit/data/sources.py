@@ -14,7 +14,7 @@ from typing import IO, Any, Literal, NamedTuple
 from pydantic import Field, model_validator
 
 from hfkit.data import stdlib
-from hfkit.errors import HfkitError, did_you_mean, reason
+from hfkit.errors import HfkitError, did_you_mean, reason, shown
 from hfkit.recipe import RecipePart
 
 FORMATS = (".txt", ".md", ".py", ".jsonl", ".csv", ".parquet")  # also compressed: .gz, .zst
@@ -27,7 +27,7 @@ class Source(RecipePart):
     builtin: Literal["python-stdlib"] | None = Field(
         None, description="The standard library of the Python that runs hfkit: no download."
     )
-    files: str | None = Field(None, description="A file, a folder or a glob, such as texts/*.jsonl.gz.")
+    files: str | None = Field(None, min_length=1, description="A file, a folder or a glob, such as texts/*.jsonl.gz.")
     hub: str | None = Field(None, description="Id of a data set on the Hugging Face Hub.")
     name: str | None = Field(None, description="Configuration of the Hub data set.")
     split: str = Field("train", description="Split of the Hub data set.")
@@ -143,7 +143,7 @@ def _open(path: Path) -> IO[bytes]:
     if path.suffix.lower() == ".zst":
         import pyarrow  # its reader notices where a file is cut off, and gives lines
 
-        return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))  # type: ignore[arg-type]
+        return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
     return path.open("rb")
 
 
@@ -245,7 +245,7 @@ def _read_parquet(path: Path, source: Source) -> Iterator[Document | BadRow]:
 
 def _row(value: Any, origin: str, column: str) -> Document | BadRow:
     if not isinstance(value, str):
-        return BadRow(origin, f'column "{column}": must be text, got {value!r}')
+        return BadRow(origin, f'column "{column}": must be text, got {shown(value)}')
     try:
         value.encode()
     except UnicodeEncodeError:

@@ -117,6 +117,7 @@ class HfkitConfig(PreTrainedConfig):
             "num_hidden_layers",
             "num_attention_heads",
             "num_key_value_heads",
+            "head_dim",
             "max_position_embeddings",
         ):
             if getattr(self, name) < 1:

@@ -64,7 +64,9 @@ class HfkitRotaryEmbedding(nn.Module):
             exponents = torch.arange(0, self.config.head_dim, 2, dtype=torch.float, device=device)
             inv_freq = 1.0 / (self.config.rope_parameters["rope_theta"] ** (exponents / self.config.head_dim))
         else:
-            inv_freq, scaling = ROPE_INIT_FUNCTIONS[self.rope_type](self.config, device)
+            inv_freq, scaling = ROPE_INIT_FUNCTIONS[self.rope_type](
+                self.config, device, seq_len=position_ids.max() + 1
+            )
         freqs = position_ids[..., None].float() * inv_freq.float()  # (batch, sequence, head_dim / 2)
         angles = torch.cat((freqs, freqs), dim=-1)
         cos, sin = angles.cos() * scaling, angles.sin() * scaling
@@ -85,6 +87,10 @@ class HfkitSinusoidalEmbedding(nn.Module):
         return torch.cat((angles.sin(), angles.cos()), dim=-1)  # (batch, sequence, hidden)
 
 
+class HfkitResidualProjection(nn.Linear):
+    """A linear map that writes into the residual stream."""
+
+
 class HfkitMLP(nn.Module):
     """Gated MLP (SwiGLU with `hidden_act="silu"`)."""
 
@@ -92,7 +98,7 @@ class HfkitMLP(nn.Module):
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.down_proj = HfkitResidualProjection(config.intermediate_size, config.hidden_size, bias=False)
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -147,7 +153,9 @@ class HfkitAttention(nn.Module):
         self.q_proj = nn.Linear(config.hidden_size, config.num_attention_heads * self.head_dim, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * self.head_dim, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * self.head_dim, bias=False)
-        self.o_proj = nn.Linear(config.num_attention_heads * self.head_dim, config.hidden_size, bias=False)
+        self.o_proj = HfkitResidualProjection(
+            config.num_attention_heads * self.head_dim, config.hidden_size, bias=False
+        )
         self.q_norm = HfkitRMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = HfkitRMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
 
@@ -234,13 +242,10 @@ class HfkitPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        residual_projection = {HfkitAttention: "o_proj", HfkitMLP: "down_proj"}.get(type(module))
-        if residual_projection is None or self.config.residual_initialization == "normal":
-            return
-        weight = getattr(module, residual_projection).weight
-        scaled = self.config.residual_initialization == "scaled"
-        std = self.config.initializer_range / (2 * self.config.num_hidden_layers) ** 0.5 if scaled else 0.0
-        init.normal_(weight, mean=0.0, std=std)
+        if isinstance(module, HfkitResidualProjection) and self.config.residual_initialization != "normal":
+            scaled = self.config.residual_initialization == "scaled"
+            std = self.config.initializer_range / (2 * self.config.num_hidden_layers) ** 0.5 if scaled else 0.0
+            init.normal_(module.weight, mean=0.0, std=std)
 
 
 class HfkitModel(HfkitPreTrainedModel):
@@ -280,11 +285,12 @@ class HfkitModel(HfkitPreTrainedModel):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        if position_ids is None:
+        sequence = inputs_embeds.shape[1]
+        if position_ids is None and isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -sequence:]
+        elif position_ids is None:
             seen = past_key_values.get_seq_length() if past_key_values is not None else 0
-            position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen).unsqueeze(0)
+            position_ids = (torch.arange(sequence, device=inputs_embeds.device) + seen).unsqueeze(0)
 
         # `generate` hands over a mask per layer type that it prepared itself; all of our layers are of one type.
         if isinstance(attention_mask, dict):
@@ -297,6 +303,10 @@ class HfkitModel(HfkitPreTrainedModel):
                 past_key_values=past_key_values,
                 position_ids=position_ids,
             )
+
+        # After the mask: with a cache at hand, transformers does not look for packed documents.
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
 
         hidden_states, position_embeddings = inputs_embeds, None
         if self.config.position_embedding_type == "rope":
@@ -423,8 +433,11 @@ class HfkitForSequenceClassification(HfkitPreTrainedModel):
 
         loss = None
         if labels is not None:
-            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
-            if num_items_in_batch is not None:
+            loss = self.loss_function(
+                labels=labels, pooled_logits=logits, config=self.config, num_items_in_batch=num_items_in_batch
+            )
+            # The cross-entropy of single labels has divided already; the other two losses are means.
+            if num_items_in_batch is not None and self.config.problem_type != "single_label_classification":
                 loss = loss * labels.numel() / num_items_in_batch
         return SequenceClassifierOutputWithPast(
             loss=loss,

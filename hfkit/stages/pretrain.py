@@ -189,7 +189,7 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     metrics["xz_bits_per_byte"] = on_main("xz", lambda: report.xz_bits_per_byte(places["data"]))
     metrics |= speed.summary() | {"train_seconds": round(train_seconds, 1), "parameters": model.num_parameters()}
     metrics["size_bytes"] = report.save(trainer, tokenizer, output)
-    samples = on_main("samples", lambda: report.continuations(model, tokenizer, recipe.prompts, places["data"]))
+    samples = on_main("samples", lambda: report.continuations(output, args.device, recipe.prompts, places["data"]))
     say(report.summary(metrics, samples, output))
     return metrics | {"samples": [prompt + text for prompt, text in samples]}
 

@@ -45,7 +45,9 @@ class Recipe(StageRecipe):
     )
     vocab_size: int = pydantic.Field(4096, ge=1, description="Size of the vocabulary, special tokens included.")
     min_frequency: int = pydantic.Field(2, ge=1, description="Merge or keep only what occurs this often.")
-    sample_bytes: int = pydantic.Field(100_000_000, ge=1, description="Train on at most this much text, in bytes.")
+    sample_bytes: int = pydantic.Field(
+        100_000_000, ge=1, description="Train on about this much text, in bytes, from the beginning."
+    )
     add_bos: bool = pydantic.Field(True, description="Begin every encoded text with <bos>.")
     add_eos: bool = pydantic.Field(False, description="End every encoded text with <eos>. Off, so that prompts go on.")
 

@@ -3,11 +3,12 @@
 import itertools
 import lzma
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, set_seed
 
 from hfkit.data import corpus
 from hfkit.data.packing import PackedRows
@@ -34,29 +35,26 @@ def xz_bits_per_byte(data: str) -> float | None:
     return 8 * len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)) / len(text)
 
 
-def continuations(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: list[str] | None, data: str
-) -> list[tuple[str, str]]:
-    """Prompts, by default the beginnings of three test documents, and how the model goes on, sampled with one seed."""
+def continuations(folder: Path, device: torch.device, prompts: list[str] | None, data: str) -> list[tuple[str, str]]:
+    """Prompts, by default the beginnings of three test documents, and how the saved model goes on, with a fixed seed.
+
+    The model is loaded from the folder as its users will load it.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder).to(device).eval()
     if prompts is None:
-        beginnings = itertools.islice(corpus.texts(data, "test"), 3)
-        first = [tokenizer(text[:500], add_special_tokens=False)["input_ids"][:PROMPT_TOKENS] for text in beginnings]
-        prompts = tokenizer.batch_decode(first)
+        beginnings = [tokenizer.tokenize(text[:500]) for text in itertools.islice(corpus.texts(data, "test"), 3)]
+        prompts = [tokenizer.convert_tokens_to_string(tokens[:PROMPT_TOKENS]) for tokens in beginnings]
     set_seed(0)
-    model.eval()
     found = []
     for prompt in prompts:
-        ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]])
-        room = model.config.max_position_embeddings - ids.shape[1]
+        inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(device)
+        length = inputs["input_ids"].shape[1]
+        room = model.config.max_position_embeddings - length
         output = model.generate(
-            ids.to(model.device),
-            attention_mask=torch.ones_like(ids, device=model.device),
-            max_new_tokens=min(NEW_TOKENS, room),
-            do_sample=True,
-            temperature=0.8,
-            top_k=50,
+            **inputs, max_new_tokens=min(NEW_TOKENS, room), do_sample=True, temperature=0.8, top_k=50
         )
-        found.append((prompt, tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)))
+        found.append((prompt, tokenizer.decode(output[0, length:], skip_special_tokens=True)))
     return found
 
 
@@ -97,7 +95,8 @@ def summary(metrics: dict[str, Any], samples: list[tuple[str, str]], folder: Pat
         lines.append(f"  xz -9e, test {'':20} {metrics['xz_bits_per_byte']:14.3f}")
     lines.append("")
     for prompt, text in samples:
-        shown = "\n    | ".join(f"{prompt}\033[1m{text}\033[0m".splitlines())
+        both = f"{prompt}\033[1m{text}\033[0m" if sys.stdout.isatty() else f"{prompt} >>> {text}"
+        shown = "\n    | ".join(both.splitlines())
         lines += [f"    | {shown}", ""]
     if metrics["tokens_per_second"]:
         lines.append(

@@ -90,7 +90,8 @@ class HfkitTrainer(Trainer):
     def _token_sums(self, rows: PackedRows, title: str) -> tuple[float, int]:
         """The sum of the losses in nats, and the number of predicted tokens, over all processes."""
         loader = self.get_eval_dataloader(rows)
-        model = self.model  # not the compiled one: a second graph would cost more time than it saves
+        # Not the compiled model: a second graph would cost more time than it saves. A sharded one runs wrapped only.
+        model = self.model_wrapped if self.is_fsdp_enabled or self.is_deepspeed_enabled else self.model
         was_training = model.training
         model.eval()
         nats, tokens = 0.0, 0

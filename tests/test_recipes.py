@@ -1,0 +1,118 @@
+"""Every recipe in the repository is loaded, checked and run for two real steps; every command of the README works."""
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hfkit import cli
+from tests.toy import WORDS
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SHORT = ["train.max_steps=2", "train.torch_compile=false", "train.logging_steps=1", "train.save_strategy=no"]
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "recipes")))
+def test_a_recipe_fits_on_a_screen_and_is_checked(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert 5 <= len(lines) <= 45
+    schema = re.match(r"# yaml-language-server: \$schema=(.*)", lines[0])
+    stage = yaml.safe_load("\n".join(lines))["stage"]
+    assert schema and (path.parent / schema[1]).resolve() == ROOT / "recipes" / "schema" / f"{stage}.json"
+    assert cli.main(["plan", str(path)]) == 0
+    assert "Everything was checked" in capsys.readouterr().out
+
+
+def test_the_main_job_runs_from_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The embedded corpus, the tokenizer and the model, as a new user gets them, but for the number of steps."""
+    monkeypatch.chdir(tmp_path)
+    recipe = str(ROOT / "recipes" / "pretrain.yaml")
+    assert cli.main(["run", recipe, *SHORT]) == 0
+    data = json.loads(Path("runs/data/metrics.json").read_text(encoding="utf-8"))
+    assert data["bytes"] > 5_000_000 and data["splits"]["test"]["documents"] >= 10
+    tokenizer = json.loads(Path("runs/tokenizer/metrics.json").read_text(encoding="utf-8"))
+    assert tokenizer["exact_round_trip"] == 1.0 and tokenizer["vocab_size"] == 4096
+    metrics = json.loads(Path("runs/pretrain/metrics.json").read_text(encoding="utf-8"))
+    assert 0 < metrics["bits_per_byte"] < 8 and metrics["parameters"] > 1_000_000
+    assert cli.main(["run", recipe, *SHORT]) == 0
+    assert "runs/pretrain is up to date" in capsys.readouterr().out
+
+
+def test_the_gpt2_chain_runs_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The three recipes, with the Hub's data set and the model's size replaced by small ones."""
+    import pyarrow
+    import pyarrow.parquet
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "recipes" / "gpt2-124m", "recipes")
+    Path("web").mkdir()
+    texts = [f"{number} {' '.join(WORDS)}" for number in range(3000)]
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), "web/part.parquet")
+    splits = ["split.validation=0.05", "split.test=0.05"]
+    assert cli.main(["run", "recipes/data.yaml", "sources.0.hub=web", "sources.0.name=null", *splits]) == 0
+    data = "data=runs/gpt2-124m/data"
+    assert cli.main(["run", "recipes/tokenizer.yaml", data, "vocab_size=300"]) == 0
+    small = ["model.hidden_size=48", "model.num_hidden_layers=1", "sequence_length=64"]
+    small += ["attn_implementation=sdpa", "train.per_device_train_batch_size=2", "train.dataloader_num_workers=0"]
+    tokenizer = "tokenizer=runs/gpt2-124m/tokenizer"
+    assert cli.main(["run", "recipes/pretrain.yaml", data, tokenizer, *small, *SHORT]) == 0
+    assert Path("runs/gpt2-124m/pretrain/model.safetensors").exists()
+
+
+# ---- README
+
+
+def commands() -> list[str]:
+    return [line[4:].lstrip("$ ") for line in README.splitlines() if re.match(r"    (\$ |pip install)", line)]
+
+
+def test_the_two_commands_are_there_and_run_in_ci() -> None:
+    assert "pip install -e . && accelerate launch recipes/pretrain.yaml" in commands()
+    assert 'pip install -e ".[test]" && pytest' in commands()
+    assert "grep -m1 '&& pytest$' README.md" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_the_mistake_that_the_readme_shows_is_what_one_gets(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    shown = next(line for line in commands() if line.startswith("hfkit plan"))
+    answer = README.split(shown + "\n")[1].splitlines()[0].strip()
+    assert cli.main(shlex.split(shown)[1:]) == 2
+    assert capsys.readouterr().err.strip() == answer
+
+
+def test_the_python_that_the_readme_shows_runs(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "recipes/pretrain.yaml", "train.max_steps=1"]) == 0
+    for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        capsys.readouterr()
+        exec(compile(code, "README.md", "exec"), {})
+        assert capsys.readouterr().out.startswith("def main():")
+
+
+def test_every_file_that_the_readme_names_is_there() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if not target.startswith("http"):
+            assert (ROOT / target).exists(), target
+    tree = README.split("## Where things are")[1].split("**Read these first")[0]
+    folder = ROOT
+    for line in tree.splitlines():
+        entry = re.match(r"    (  )?([\w./]+) ", line)
+        if entry:
+            folder = folder if entry[1] else ROOT / entry[2]
+            assert (folder / entry[2] if entry[1] else ROOT / entry[2]).exists(), entry[2]
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 200
