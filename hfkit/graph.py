@@ -207,6 +207,8 @@ def state_of(node: Node) -> tuple[State, list[str]]:
         now = manifest.read_json(Path(entry["place"]))
         if not differences and now is not None and entry["digest"] not in (None, now["digest"]):
             differences.append(f"{key}: the content of {entry['place']} has changed")
+    if differences and not finished and not any(folder.glob("checkpoint-*")):
+        return "absent", []  # stopped before there was anything to lose
     if differences:
         return "changed", differences
     if finished:

@@ -31,7 +31,7 @@ class RecipeLoader:
             "import sys\n"
             "from hfkit.cli import main\n"
             f"sys.path.remove({self.path!r})\n"  # Python put the recipe where the script's folder stands
-            f"raise SystemExit(main(['run', {self.path!r}, *sys.argv[1:]]))\n"
+            "raise SystemExit(main(['run', *sys.argv]))\n"
         )
         return compile(source, self.path, "exec")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hfkit import graph, manifest
+from hfkit.errors import HfkitError
 from hfkit.hub.card import write_card
 from hfkit.ranks import is_main, on_main, say
 
@@ -34,7 +35,12 @@ def run(path: Path, overrides: Sequence[str] = (), rebuild: bool = False) -> Non
         with manifest.locked(folder) if is_main() else contextlib.nullcontext():
             begun = time.time()
             on_main(f"start {folder}", lambda node=node: _start(node, todo))  # type: ignore[misc]
-            metrics = node.stage.run(node.recipe, node.places(), folder)
+            try:
+                metrics = node.stage.run(node.recipe, node.places(), folder)
+            except HfkitError:
+                if is_main():
+                    _give_up(folder)
+                raise
             on_main(f"finish {folder}", lambda: _finish(node, folder, metrics, begun))  # noqa: B023 called here
 
 
@@ -54,6 +60,14 @@ def _start(node: graph.Node, todo: dict[str, graph.State]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if todo[str(folder)] != "unfinished":
         manifest.write_json(folder / manifest.STARTED, _content(node))
+
+
+def _give_up(folder: Path) -> None:
+    """Take the mark of a run away that ended before there was anything to go on from."""
+    if not any(folder.glob("checkpoint-*")):
+        (folder / manifest.STARTED).unlink(missing_ok=True)
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _finish(node: graph.Node, folder: Path, metrics: dict[str, Any], begun: float) -> None:

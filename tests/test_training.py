@@ -129,6 +129,16 @@ def test_an_unfinished_run_of_another_recipe_is_not_resumed(
     assert "going on from runs/pretrain/checkpoint-4" in capsys.readouterr().out
 
 
+def test_a_corpus_smaller_than_a_row_is_told_and_leaves_nothing(
+    ready: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["run", PRETRAIN, "sequence_length=100000"]) == 2
+    message = capsys.readouterr().err
+    assert "sequence_length=100000: the train split of runs/data has only" in message and "shorten" in message
+    assert not Path("runs/pretrain").exists()
+    assert cli.main(["run", PRETRAIN, "train.max_steps=1"]) == 0
+
+
 def test_training_learns(ready: Path) -> None:
     assert cli.main(["run", PRETRAIN, "optimizer=muon", "train.max_steps=60", "train.save_strategy=no"]) == 0
     log = [line["loss"] for line in read_log(Path("runs/pretrain/metrics.jsonl")) if "loss" in line]

@@ -40,7 +40,7 @@ class HfkitConfig(PreTrainedConfig):
         pad_token_id, bos_token_id, eos_token_id (`int`, *optional*): Special ids, taken from the tokenizer.
 
     Raises:
-        ValueError: from `validate_architecture`, where two values do not fit each other.
+        huggingface_hub.errors.StrictDataclassError: where a value has the wrong type, or two do not fit each other.
     """
 
     model_type = "hfkit"

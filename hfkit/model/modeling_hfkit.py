@@ -286,7 +286,9 @@ class HfkitModel(HfkitPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         sequence = inputs_embeds.shape[1]
-        if position_ids is None and isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
+        has_padding_mask = isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2
+        if position_ids is None and has_padding_mask and self.config.position_embedding_type != "rope":
+            # Absolute positions count from the first token, wherever the padding ends.
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -sequence:]
         elif position_ids is None:
             seen = past_key_values.get_seq_length() if past_key_values is not None else 0
