@@ -26,7 +26,7 @@ from hfkit.training import roof
 from hfkit.training.trainer import HfkitTrainer, training_arguments
 
 WIDTH, LAYERS, HEADS, TOKENS, ROWS, VOCABULARY = 128, 4, 4, 256, 16, 4096
-STOCK_RATES, OUR_RATE, SEEDS = (1e-3, 2e-3, 4e-3), 8e-3, (0, 1, 2)
+STOCK_RATES, OUR_RATE, SEEDS = (2e-3, 4e-3, 8e-3), 8e-3, (0, 1, 2)
 
 
 def stock_model(vocab_size: int) -> PreTrainedModel:

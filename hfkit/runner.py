@@ -89,6 +89,7 @@ def _content(node: graph.Node) -> dict[str, Any]:
         inputs[key] = {"place": place, "stage": made.get("stage"), "digest": made.get("digest")}
     return {
         "name": node.source.path.stem,
+        "folder": str(node.output_dir),
         "stage": node.recipe.stage,
         "recipe": json.loads(node.recipe.model_dump_json()),
         "inputs": inputs,

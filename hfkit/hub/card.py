@@ -45,7 +45,7 @@ def write_card(folder: Path, content: dict[str, Any]) -> None:
 Made by the hfkit stage `{content["stage"]}` in {content["seconds"]:.0f} seconds.
 
 ```python
-{_USE.get(content["stage"], "").format(folder=f"runs/{name}")}
+{_USE[content["stage"]].format(folder=content["folder"])}
 ```
 
 ## Results

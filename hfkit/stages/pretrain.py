@@ -188,6 +188,7 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     metrics: dict[str, Any] = report.evaluate(trainer, validation_rows, test_rows)
     metrics["xz_bits_per_byte"] = on_main("xz", lambda: report.xz_bits_per_byte(places["data"]))
     metrics |= speed.summary() | {"train_seconds": round(train_seconds, 1), "parameters": model.num_parameters()}
+    metrics |= {**decided, "device": args.device.type, "seed": args.seed}
     metrics["size_bytes"] = report.save(trainer, tokenizer, output)
     samples = on_main("samples", lambda: report.continuations(output, args.device, recipe.prompts, places["data"]))
     say(report.summary(metrics, samples, output))

@@ -100,7 +100,7 @@ def train(recipe: Recipe, texts: Iterator[str]) -> "Tokenizer":
     common: dict[str, Any] = {
         "vocab_size": recipe.vocab_size,
         "special_tokens": SPECIAL_TOKENS,
-        "show_progress": False,
+        "show_progress": True,
     }
     room = recipe.vocab_size - len(SPECIAL_TOKENS)
     counted: dict[str, Any] = {**common, "min_frequency": recipe.min_frequency}

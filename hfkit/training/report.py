@@ -16,7 +16,7 @@ from hfkit.ranks import on_main
 from hfkit.training.callbacks import draw_loss, read_log
 from hfkit.training.trainer import HfkitTrainer
 
-XZ_LIMIT_BYTES = 8_000_000
+XZ_LIMIT_BYTES = 4_000_000
 PROMPT_TOKENS, NEW_TOKENS = 12, 60
 
 
