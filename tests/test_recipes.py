@@ -108,7 +108,7 @@ def test_every_file_that_the_readme_names_is_there() -> None:
     tree = README.split("## Where things are")[1].split("**Read these first")[0]
     folder = ROOT
     for line in tree.splitlines():
-        entry = re.match(r"    (  )?([\w./]+) ", line)
+        entry = re.match(r"    (  )?([\w./]+)( |$)", line)
         if entry:
             folder = folder if entry[1] else ROOT / entry[2]
             assert (folder / entry[2] if entry[1] else ROOT / entry[2]).exists(), entry[2]

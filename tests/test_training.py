@@ -308,4 +308,5 @@ def test_labels_of_a_row_are_never_context(ready: Path) -> None:
     assert cli.main(["run", PRETRAIN, "train.max_steps=1"]) == 0
     rows = PackedRows(next(Path("runs/.cache").iterdir()), "train")
     row = rows[0]
+    assert set(row) == {"input_ids", "labels", "position_ids"}
     assert torch.equal(row["labels"] == IGNORED, row["position_ids"] == 0)

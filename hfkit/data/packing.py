@@ -30,12 +30,16 @@ BATCH_BYTES = 1 << 20
 
 
 class PackedRows(torch.utils.data.Dataset):
-    """The rows of a split. A row is `input_ids`, `position_ids` and `labels`, each (sequence_length,), int64."""
+    """The rows of a split. A row is `input_ids`, `labels` and `position_ids`, each (sequence_length,), int64.
+
+    Concatenated rows have no `position_ids`: plain causal attention needs no mask, and is faster without.
+    """
 
     def __init__(self, folder: Path, split: str):
         self.folder, self.split = folder, split
         entry = json.loads((folder / "tokens.json").read_text(encoding="utf-8"))
         self.sequence_length: int = entry["sequence_length"]
+        self.is_masked: bool = entry["packing"] == "documents"
         self.bytes: int = entry["splits"][split]["bytes"]  # of text behind the predicted tokens
         self.predicted_tokens: int = entry["splits"][split]["predicted_tokens"]
         self.tokens = np.memmap(folder / f"{split}.tokens", dtype=entry["dtype"], mode="r")
@@ -55,7 +59,8 @@ class PackedRows(torch.utils.data.Dataset):
         starts = np.repeat(np.cumsum(pieces, dtype=np.int64) - pieces, pieces)
         position_ids = torch.from_numpy(np.arange(length) - starts)
         labels = input_ids.masked_fill(position_ids == 0, IGNORED)
-        return {"input_ids": input_ids, "position_ids": position_ids, "labels": labels}
+        row = {"input_ids": input_ids, "labels": labels}
+        return {**row, "position_ids": position_ids} if self.is_masked else row
 
 
 def token_rows(
