@@ -77,7 +77,7 @@ CASES: dict[str, tuple[Change, list[str], list[str]]] = {
     "unknown key": (
         add(PRETRAIN, "sequence_lenght: 3\n"),
         [PRETRAIN],
-        ["pretrain.yaml:19", "sequence_lenght", "unknown key", 'did you mean "sequence_length"?'],
+        ["pretrain.yaml:20", "sequence_lenght", "unknown key", 'did you mean "sequence_length"?'],
     ),
     "unknown key in a section": (
         edit(PRETRAIN, "hidden_size: 32", "hiden_size: 32"),

@@ -37,6 +37,7 @@ train:
   learning_rate: 1e-2
   logging_steps: 1
   torch_compile: false
+  bf16: false
   save_steps: 2
 """
 

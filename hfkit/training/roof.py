@@ -1,7 +1,6 @@
 """What the machine can do, measured: the roof that a training speed is held against."""
 
 import os
-import statistics
 import time
 from typing import TYPE_CHECKING
 
@@ -25,7 +24,7 @@ def use_all_cores(device: torch.device) -> None:
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations per second of a large matrix product: the median of several, in about a second."""
+    """Floating-point operations per second of a large matrix product: the best of several, in about a second."""
     size = 2048 if device.type == "cpu" else 8192
     left = torch.randn(size, size, device=device).to(dtype)
     right = torch.randn(size, size, device=device).to(dtype)
@@ -36,7 +35,7 @@ def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
         left @ right
         _synchronize(device)
         seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / statistics.median(seconds[1:])  # the first one warms up
+    return 2 * size**3 / min(seconds)  # what else runs on the machine makes some slower, none faster
 
 
 def fastest_precision(device: torch.device) -> tuple[str, float]:
