@@ -7,12 +7,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hfkit import __version__
+from hfkit import __version__, stopping
 from hfkit.errors import HfkitError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0 done, 2 a mistake that the message explains, 130 interrupted."""
+    """Run one command.
+
+    Returns:
+        The exit code: 0 done, 2 a mistake that the message explains, 75 stopped by a signal, to be run again.
+    """
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)  # overrides may stand before and after an option
     if unknown := [item for item in rest if item.startswith("-") or options.command == "schema"]:
@@ -21,28 +25,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        # What a command needs is imported where it runs: `hfkit --help` answers at once.
-        if options.command == "run":
-            from hfkit import runner
-
-            runner.run(options.recipe, [*options.overrides, *rest], options.rebuild)
-        elif options.command == "plan":
-            from hfkit import plan
-
-            plan.show(options.recipe, [*options.overrides, *rest])
-        else:
-            from hfkit import schema
-
-            schema.write(options.folder)
+        with stopping.handled():
+            _do(options, [*options.overrides, *rest] if options.command != "schema" else [])
     except HfkitError as error:
         return _fail(error.problems, error.exit_code)
+    except (stopping.Stopped, KeyboardInterrupt) as error:
+        return _fail([f"stopped by {str(error) or 'SIGINT'}; the same command goes on from here"], stopping.EXIT_CODE)
     except OSError as error:
         if error.filename is None and error.strerror is None:
             raise
         return _fail([f"{error.filename or 'disk'}: {error.strerror}; make room or choose another output_dir=..."], 2)
-    except KeyboardInterrupt:
-        return _fail(["interrupted; the same command goes on from the last checkpoint"], 130)
     return 0
+
+
+def _do(options: argparse.Namespace, overrides: list[str]) -> None:
+    """The command itself. What it needs is imported here: `hfkit --help` answers at once."""
+    if options.command == "run":
+        from hfkit import runner
+
+        runner.run(options.recipe, overrides, rebuild=options.rebuild, fresh=options.fresh, force=options.force)
+    elif options.command == "plan":
+        from hfkit import plan
+
+        plan.show(options.recipe, overrides)
+    else:
+        from hfkit import schema
+
+        schema.write(options.folder)
 
 
 def _fail(problems: Sequence[str], exit_code: int) -> int:
@@ -71,6 +80,10 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("overrides", nargs="*", metavar="key.sub=value", help="values to set in the recipe")
         if name == "run":
             command.add_argument("--rebuild", action="store_true", help="set an old result aside and make it anew")
+            command.add_argument("--fresh", action="store_true", help="set an unfinished run aside and begin it anew")
+            command.add_argument(
+                "--force", action="store_true", help="go on from checkpoints although the recipe has changed"
+            )
     command = commands.add_parser("schema", help="write the JSON schemas that editors complete and check recipes with")
     command.add_argument("folder", type=Path, nargs="?", default=Path("recipes/schema"))
     return parser

@@ -19,7 +19,7 @@ from hfkit import manifest, recipe_yaml, stages
 from hfkit.errors import HfkitError, did_you_mean
 from hfkit.recipe import Input, StageRecipe, marked, validate
 
-State = Literal["absent", "unfinished", "finished", "changed"]
+State = Literal["absent", "unfinished", "finished", "changed", "forced"]
 _HUB_ID = re.compile(r"(?!runs/)[\w.-]+(/[\w.-]+)?")
 
 
@@ -194,7 +194,7 @@ def state_of(node: Node) -> tuple[State, list[str]]:
     started = manifest.read_json(folder, manifest.STARTED)
     made = finished or started
     if made is None:
-        if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        if folder.is_file() or (folder.is_dir() and any(path.suffix != manifest.PARTIAL for path in folder.iterdir())):
             raise HfkitError(f"{folder}: holds files that hfkit did not make; choose another output_dir=...")
         return "absent", []
     if made["stage"] != node.recipe.stage:
@@ -207,7 +207,7 @@ def state_of(node: Node) -> tuple[State, list[str]]:
         now = manifest.read_json(Path(entry["place"]))
         if not differences and now is not None and entry["digest"] not in (None, now["digest"]):
             differences.append(f"{key}: the content of {entry['place']} has changed")
-    if differences and not finished and not any(folder.glob("checkpoint-*")):
+    if differences and not finished and not made.get("committed") and not any(folder.glob("checkpoint-*")):
         return "absent", []  # stopped before there was anything to lose
     if differences:
         return "changed", differences
@@ -237,8 +237,13 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}.{key}" if prefix else key).items()}
 
 
-def what_runs(node: Node, rebuild: bool = False) -> dict[str, State]:
+def what_runs(node: Node, rebuild: bool = False, fresh: bool = False, force: bool = False) -> dict[str, State]:
     """The folders that must be made, in order, each with its state now.
+
+    Args:
+        rebuild: make old results anew. What is `finished` or `changed` here is to be set aside.
+        fresh: begin unfinished runs anew. They count as `changed`.
+        force: go on from the checkpoints of unfinished runs that have changed. They count as `forced`.
 
     Raises:
         HfkitError: if finished or unfinished work would be overwritten.
@@ -248,22 +253,27 @@ def what_runs(node: Node, rebuild: bool = False) -> dict[str, State]:
 
     def visit(each: Node, is_target: bool) -> None:
         needed = [value for value in each.inputs.values() if isinstance(value, Node)]
+        is_finished = manifest.read_json(each.output_dir) is not None
         try:
             state, differences = state_of(each)
         except HfkitError as error:
-            if not rebuild or manifest.read_json(each.output_dir) is None:
+            if not rebuild or not is_finished:
                 problems.extend(error.problems)
             state, differences = "changed", []
+        may_change = rebuild
+        if state in ("unfinished", "changed") and not is_finished and (fresh or force):
+            may_change = True
+            state = "changed" if fresh else "forced" if state == "changed" else state
         if state == "finished" and not (rebuild and is_target):
             # An input that is gone is not needed; one that has changed matters.
             needed = [value for value in needed if value.output_dir.exists() and state_of(value)[0] == "changed"]
-        elif state != "changed" or rebuild:
+        elif state != "changed" or may_change:
             wanted[str(each.output_dir)] = state
         before = len(problems)
         for value in needed:
             visit(value, False)
-        if differences and not rebuild and len(problems) == before:  # else they follow from what was told already
-            problems.append(_refusal(each, differences, is_target))
+        if differences and not may_change and len(problems) == before:  # else they follow from what was told already
+            problems.append(_refusal(each, differences, is_target, is_finished))
 
     visit(node, True)
     if problems:
@@ -272,15 +282,23 @@ def what_runs(node: Node, rebuild: bool = False) -> dict[str, State]:
     return {folder: wanted[folder] for folder in folders if folder in wanted}
 
 
-def _refusal(node: Node, differences: list[str], is_target: bool) -> str:
+def _refusal(node: Node, differences: list[str], is_target: bool, is_finished: bool) -> str:
     folder = node.output_dir
-    shown = "\n".join(f"    {line}" for line in differences)
+    ways = []
     if is_target:
-        elsewhere = "    output_dir=...  to make the new result elsewhere"
+        ways.append("output_dir=...  to make the new result elsewhere")
+    elif is_finished:
+        ways.append(f"<key>={folder}  where it is an input, to use it as it is")
+    if is_finished:
+        ways.append(f"--rebuild  to set {folder} aside as {folder}.old1 and make it anew")
     else:
-        elsewhere = f"    <key>={folder}  where it is an input, to use it as it is"
-    return (
-        f"{folder}: was made from a different recipe than {node.source.path} is now:\n{shown}\n"
-        f"  Nothing was changed. The ways on:\n{elsewhere}\n"
-        f"    --rebuild  to set {folder} aside as {folder}.old1 and make it anew"
+        ways.append("--force  to go on from its checkpoints all the same")
+        ways.append(f"--fresh  to set {folder} aside as {folder}.old1 and begin anew")
+    return "\n".join(
+        [
+            f"{folder}: was made from a different recipe than {node.source.path} is now:",
+            *(f"    {line}" for line in differences),
+            "  Nothing was changed. The ways on:",
+            *(f"    {way}" for way in ways),
+        ]
     )

@@ -19,6 +19,7 @@ from hfkit.errors import HfkitError
 
 MANIFEST = "hfkit.json"
 STARTED = "hfkit.started.json"  # what an unfinished folder is being made from
+PARTIAL = ".partial"  # ends the name of what is not whole yet; such names begin with a dot
 DIGEST_EXCLUDES = {MANIFEST, STARTED, "README.md", "metrics.json", "metrics.jsonl", "loss.png"}
 LIBRARIES = ("torch", "transformers", "datasets", "peft", "accelerate", "evaluate", "bitsandbytes", "tokenizers")
 
@@ -39,7 +40,7 @@ def read_json(folder: Path, name: str = MANIFEST) -> dict[str, Any] | None:
 
 def write_file(path: Path, text: str) -> None:
     """Write a file that is there whole or not at all, also after a power cut."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
@@ -50,6 +51,34 @@ def write_file(path: Path, text: str) -> None:
     except BaseException:
         os.unlink(name)
         raise
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows has no such call for folders
+    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_tree(folder: Path) -> None:
+    """`sync` for everything in a folder, and the folder itself."""
+    for path in folder.rglob("*"):
+        sync(path)
+    sync(folder)
+
+
+def sweep(folder: Path, pattern: str = "*") -> None:
+    """Remove what a kill left half written in a folder: everything named `.<pattern>.partial`."""
+    for path in folder.glob(f".{pattern}{PARTIAL}"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
@@ -150,16 +179,19 @@ def locked(folder: Path) -> Iterator[None]:
 def new_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder beside `folder`, renamed to it at the end; removed if anything goes wrong.
 
-    What stood in the place of `folder` until then is set aside.
+    What stood in the place of `folder` until then is set aside. Hold the lock of `folder`.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    sweep(folder.parent, f"{folder.name}.????????")  # as mkdtemp names them
+    work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=PARTIAL))
     try:
         work.chmod(0o755)
         yield work
+        sync_tree(work)
         if folder.is_dir() and any(folder.iterdir()):
             set_aside(folder)
         work.replace(folder)
+        sync(folder.parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

@@ -63,6 +63,17 @@ def on_main(name: str, function: Callable[[], Result]) -> Result:
         _store().set(key, json.dumps(answer))
 
 
+def of_all(name: str, value: Result) -> list[Result]:
+    """What every process brings, JSON, in the order of their ranks. It waits for all of them."""
+    if world_size() == 1:
+        return [value]
+    number = _next_number()
+    keys = [f"hfkit/{number}/{name}/{rank}" for rank in range(world_size())]
+    _store().set(keys[int(os.environ["RANK"])], json.dumps(value))
+    _store().wait(keys, PATIENCE)
+    return [json.loads(_store().get(key)) for key in keys]
+
+
 @functools.cache
 def _store() -> "Store":
     from torch.distributed import rendezvous

@@ -14,19 +14,24 @@ from hfkit.hub.card import write_card
 from hfkit.ranks import is_main, on_main, say
 
 
-def run(path: Path, overrides: Sequence[str] = (), rebuild: bool = False) -> None:
+def run(path: Path, overrides: Sequence[str] = (), **ways: bool) -> None:
     """Run the recipe at `path`, after those it needs that are not up to date. Call it on every process.
+
+    `ways` are the ways on where a folder holds something else: `rebuild`, `fresh` and `force` of `graph.what_runs`.
 
     Raises:
         HfkitError: for a mistake in a recipe or an input, before anything is changed.
     """
     target = graph.resolve(path, overrides)
-    todo = on_main("plan", lambda: graph.what_runs(target, rebuild))
+    todo = on_main("plan", lambda: graph.what_runs(target, **ways))
     if not todo:
         say(f"{target.output_dir} is up to date with {path}: nothing to do.")
     for node in graph.in_order(target):
         folder = node.output_dir
         if str(folder) not in todo:
+            if is_main() and (folder / manifest.STARTED).exists():  # killed while tidying
+                with manifest.locked(folder):
+                    _tidy(folder)
             continue
         say(f"\n== {node.recipe.stage}: {node.source.path} -> {folder}")
         if not node.stage.DISTRIBUTED:
@@ -55,16 +60,24 @@ def _make(node: graph.Node) -> None:
 def _start(node: graph.Node, todo: dict[str, graph.State]) -> None:
     """Mark the folder of a stage that keeps its checkpoints there as unfinished."""
     folder = node.output_dir
-    if todo[str(folder)] in ("finished", "changed"):
+    state = todo[str(folder)]
+    if state in ("finished", "changed"):
         manifest.set_aside(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if todo[str(folder)] != "unfinished":
+    manifest.sweep(folder)
+    if state == "forced":
+        old = manifest.read_json(folder, manifest.STARTED) or {}
+        admitted = [*old.get("forced_from", []), old.get("fingerprint")]
+        kept: dict[str, Any] = {key: old[key] for key in ("run_id", "committed") if key in old}
+        manifest.write_json(folder / manifest.STARTED, {**_content(node), **kept, "forced_from": admitted})
+    elif state != "unfinished":
         manifest.write_json(folder / manifest.STARTED, _content(node))
 
 
 def _give_up(folder: Path) -> None:
     """Take the mark of a run away that ended before there was anything to go on from."""
-    if not any(folder.glob("checkpoint-*")):
+    started = manifest.read_json(folder, manifest.STARTED) or {}
+    if not started.get("committed") and not any(folder.glob("checkpoint-*")):
         (folder / manifest.STARTED).unlink(missing_ok=True)
         if not any(folder.iterdir()):
             folder.rmdir()
@@ -76,9 +89,15 @@ def _finish(node: graph.Node, folder: Path, metrics: dict[str, Any], begun: floa
     manifest.write_json(folder / "metrics.json", metrics)
     write_card(folder, content)
     manifest.finish(folder, content)
-    (folder / manifest.STARTED).unlink(missing_ok=True)
-    for checkpoint in folder.glob("checkpoint-*"):  # they served to resume, and only now they are not needed
+    _tidy(folder)
+
+
+def _tidy(folder: Path) -> None:
+    """Remove from a finished folder what served to resume."""
+    for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
+    manifest.sweep(folder)
+    (folder / manifest.STARTED).unlink(missing_ok=True)
 
 
 def _content(node: graph.Node) -> dict[str, Any]:

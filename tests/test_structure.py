@@ -19,7 +19,7 @@ LAYERS = [
     {"training", "distillation", "compression", "evaluation", "data", "hub", "serving"},
     {"model"},
     {"recipe"},
-    {"recipe_yaml", "manifest", "ranks"},
+    {"recipe_yaml", "manifest", "ranks", "stopping"},
     {"errors"},
 ]
 

@@ -121,8 +121,8 @@ def test_an_unfinished_run_of_another_recipe_is_not_resumed(
 
     with monkeypatch.context() as patch:
         patch.setattr(HfkitTrainer, "evaluate", stop)
-        assert cli.main(["run", PRETRAIN]) == 130
-    assert "goes on from the last checkpoint" in capsys.readouterr().err
+        assert cli.main(["run", PRETRAIN]) == 75
+    assert "goes on from here" in capsys.readouterr().err
     assert cli.main(["run", PRETRAIN, "train.learning_rate=5e-3"]) == 2
     assert "train.learning_rate: 0.01 -> 0.005" in capsys.readouterr().err
     assert cli.main(["run", PRETRAIN]) == 0
@@ -272,7 +272,7 @@ def test_what_was_decided_stands_when_a_run_is_resumed(tmp_path: Path) -> None:
     decided = {"precision": "bf16", "torch_compile": True, "roof_flops": 1.0}
     (tmp_path / "hfkit.started.json").write_text(json.dumps({"decisions": decided}), encoding="utf-8")
     args = training_arguments({}, tmp_path)
-    assert decisions.decide({}, args, None, None, 10) == decided  # type: ignore[arg-type]
+    assert decisions.decide({}, args, None, None) == decided  # type: ignore[arg-type]
 
 
 def test_the_library_refuses_in_its_own_words(tmp_path: Path) -> None:

@@ -1,8 +1,6 @@
 """Pretrain a decoder from scratch on prepared text."""
 
-import math
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,6 +12,7 @@ from hfkit.data.tokenizer import load_tokenizer
 from hfkit.errors import HfkitError
 from hfkit.ranks import on_main, say, world_size
 from hfkit.recipe import Input, Section, StageRecipe
+from hfkit.training.settings import TRAIN, BadSteps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -51,18 +50,8 @@ class Recipe(StageRecipe):
     prompts: list[str] | None = pydantic.Field(
         None, description="Texts to continue at the end. By default the beginnings of three test documents."
     )
-    train: Annotated[
-        dict[str, Any],
-        Section(
-            "transformers.TrainingArguments",
-            (
-                ("output_dir", "it is the recipe's output_dir"),
-                ("push_to_hub", "a finished folder is pushed, never a running one"),
-                ("hub_token", "a token never stands in a file; it comes from the environment"),
-                ("resume_from_checkpoint", "an unfinished run is resumed by running it again"),
-            ),
-        ),
-    ]
+    bad_steps: BadSteps = pydantic.Field(BadSteps(), description="What to do about steps whose numbers are bad.")
+    train: Annotated[dict[str, Any], TRAIN]
 
 
 def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> Iterator[tuple[str, str]]:
@@ -121,17 +110,17 @@ def count_parameters(recipe: Recipe, places: dict[str, str], recipes: dict[str, 
 
 def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, set_seed
-    from transformers.trainer_utils import get_last_checkpoint
     from transformers.utils import logging
 
     from hfkit.data.packing import PackedRows, show_row, token_rows
-    from hfkit.training import report, roof
+    from hfkit.training import checkpoints, report, roof
     from hfkit.training.callbacks import Speed, watch
-    from hfkit.training.decisions import decide
+    from hfkit.training.decisions import batches_for, decide
     from hfkit.training.trainer import HfkitTrainer, training_arguments
 
     # Data
     logging.disable_progress_bar()  # of writing a few files
+    checkpoint = on_main("resume", lambda: str(checkpoints.newest(output) or ""))
     tokenizer = load_tokenizer(places["tokenizer"])
     length, cache = recipe.sequence_length, output.parent / ".cache"
     folder = on_main("tokens", lambda: str(token_rows(places["data"], tokenizer, length, recipe.packing, cache)))
@@ -147,11 +136,9 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     )
 
     # What measuring decides
-    rows_a_step = args.train_batch_size * args.gradient_accumulation_steps * world_size()
-    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * len(train_rows) / rows_a_step)
-    decided = on_main("decide", lambda: decide(recipe.train, args, model, train_rows, steps))
+    decided = on_main("decide", lambda: decide(recipe.train, args, model, train_rows))
     args = training_arguments(
-        recipe.train,
+        {**recipe.train, **batches_for(decided, args)},
         output,
         bf16=decided["precision"] == "bf16",
         torch_compile=decided["torch_compile"],
@@ -162,8 +149,9 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
         dataloader_pin_memory=args.device.type != "cpu",
         save_total_limit=2,
     )
+    tokens_a_step = decided["rows_a_step"] * length
     say(
-        f"  {model.num_parameters():,} parameters, {steps:,} steps of {rows_a_step * length:,} tokens, "
+        f"  {model.num_parameters():,} parameters, {decided['steps']:,} steps of {tokens_a_step:,} tokens, "
         f"{recipe.optimizer}, {decided['precision']} on {args.device.type}, "
         f"matmul peak {decided['roof_flops'] / 1e9:,.0f} GFLOP/s"
     )
@@ -172,22 +160,28 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
 
     # Training
     trainer = HfkitTrainer(
-        model, args, train_dataset=train_rows, eval_dataset=validation_rows, optimizer=recipe.optimizer
+        model,
+        args,
+        train_dataset=train_rows,
+        eval_dataset=validation_rows,
+        optimizer=recipe.optimizer,
+        bad_steps=recipe.bad_steps,
     )
     flops = roof.training_flops_per_token(model, length)
-    speed = Speed(trainer, rows_a_step * length, flops, decided["roof_flops"] * world_size())
+    speed = Speed(trainer, tokens_a_step, flops, decided["roof_flops"] * world_size())
     watch(trainer, speed, output / "metrics.jsonl")
-    checkpoint = get_last_checkpoint(str(output))
     if checkpoint:
         say(f"  going on from {checkpoint}")
-    begun = time.perf_counter()
-    trainer.train(resume_from_checkpoint=checkpoint)
-    train_seconds = time.perf_counter() - begun
+    trainer.train(resume_from_checkpoint=checkpoint or None)
 
     # Result
     metrics: dict[str, Any] = report.evaluate(trainer, validation_rows, test_rows)
     metrics["xz_bits_per_byte"] = on_main("xz", lambda: report.xz_bits_per_byte(places["data"]))
-    metrics |= speed.summary() | {"train_seconds": round(train_seconds, 1), "parameters": model.num_parameters()}
+    metrics |= speed.summary() | {
+        "train_seconds": round(trainer.train_seconds, 1),
+        "parameters": model.num_parameters(),
+    }
+    metrics |= {"skipped_steps": trainer.guard.skipped}
     metrics |= {**decided, "device": args.device.type, "seed": args.seed}
     metrics["size_bytes"] = report.save(trainer, tokenizer, output)
     samples = on_main("samples", lambda: report.continuations(output, args.device, recipe.prompts, places["data"]))

@@ -1,6 +1,7 @@
 """What happens every N steps: the bar, the log file, the speed."""
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from transformers import (
     TrainingArguments,
 )
 
-from hfkit.training.trainer import HfkitTrainer
+from hfkit import manifest
+from hfkit.ranks import say
+from hfkit.training.resumable import ResumableTrainer
 
 
 class Speed(TrainerCallback):
@@ -29,7 +32,7 @@ class Speed(TrainerCallback):
         roof_flops: measured FLOP/s of a matrix product on all devices together.
     """
 
-    def __init__(self, trainer: HfkitTrainer, tokens_per_step: int, flops_per_token: float, roof_flops: float):
+    def __init__(self, trainer: ResumableTrainer, tokens_per_step: int, flops_per_token: float, roof_flops: float):
         self.trainer = trainer
         self.tokens_per_step = tokens_per_step
         self.roof_tokens_per_second = roof_flops / flops_per_token
@@ -78,17 +81,22 @@ class Speed(TrainerCallback):
 
 
 class MetricsFile(TrainerCallback):
-    """`metrics.jsonl`: a line a log. A resumed run first drops the lines of the steps that it repeats."""
+    """`metrics.jsonl`: a line a log. A resumed run first drops the lines of the steps that it repeats.
+
+    A full disk does not stop the training: the lines wait in memory until there is room again.
+    """
 
     def __init__(self, path: Path):
         self.path = path
+        self.waiting: list[str] = []
+        self.is_cut = False  # the last line may have been written in part
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.is_world_process_zero:
             kept = [line for line in read_log(self.path) if line["step"] <= state.global_step]
-            self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            manifest.write_file(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def on_log(
         self,
@@ -98,12 +106,24 @@ class MetricsFile(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        if state.is_world_process_zero and logs and "train_runtime" not in logs:
+        if not state.is_world_process_zero or not logs or "train_runtime" in logs:
+            return
+        words = {
+            key: str(value) for key, value in logs.items() if isinstance(value, float) and not math.isfinite(value)
+        }
+        self.waiting.append(json.dumps({"step": state.global_step, **logs, **words}) + "\n")  # JSON has no NaN
+        try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+                file.write(("\n" if self.is_cut else "") + "".join(self.waiting))
+            self.waiting.clear()
+            self.is_cut = False
+        except OSError as error:
+            if not self.is_cut:
+                say(f"  WARNING: {self.path}: {error.strerror}; the log waits in memory")
+            self.is_cut = True
 
 
-def read_log(path: Path) -> list[dict[str, float]]:
+def read_log(path: Path) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl`; one that a kill cut short is left out."""
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
@@ -133,7 +153,7 @@ class Bar(ProgressCallback):
         self.training_bar.set_postfix(shown, refresh=False)
 
 
-def watch(trainer: HfkitTrainer, speed: Speed, log: Path) -> None:
+def watch(trainer: ResumableTrainer, speed: Speed, log: Path) -> None:
     """Put the callbacks in their order: the speed is in the log before it is written and shown."""
     shown = trainer.pop_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
@@ -143,7 +163,7 @@ def watch(trainer: HfkitTrainer, speed: Speed, log: Path) -> None:
         trainer.add_callback(Bar())
 
 
-def draw_loss(log: list[dict[str, float]], path: Path) -> None:
+def draw_loss(log: list[dict[str, Any]], path: Path) -> None:
     """A picture of the training and the validation loss over the steps."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -151,7 +171,7 @@ def draw_loss(log: list[dict[str, float]], path: Path) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     for key, label, style in (("loss", "training", "-"), ("eval_loss", "validation", "o-")):
-        points = [(line["step"], line[key]) for line in log if key in line]
+        points = [(line["step"], line[key]) for line in log if isinstance(line.get(key), float)]
         if points:
             axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1.2, markersize=4)
     axes.set(xlabel="step", ylabel="loss (nats a token)")

@@ -1,5 +1,6 @@
 """What a training run decides by measuring: precision and compilation. Decided once, so that a resumed run agrees."""
 
+import math
 import shutil
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel, TrainingArguments, default_data_collat
 
 from hfkit import manifest
 from hfkit.data.packing import PackedRows
+from hfkit.errors import HfkitError
 from hfkit.ranks import say
 from hfkit.training.roof import fastest_precision, matmul_flops
 
@@ -17,10 +19,9 @@ COMPILE_SECONDS = 45.0  # cold, on a CPU; warm or on a GPU it is less
 COMPILE_GAIN = 0.15  # share of a step's time that it saves at least, see benchmarks/pretrain_speed.py
 
 
-def decide(
-    train: dict[str, Any], args: TrainingArguments, model: PreTrainedModel, rows: PackedRows, steps: int
-) -> dict[str, Any]:
-    """`precision` (bf16, fp16 or fp32), `torch_compile`, and the measured `roof_flops` of that precision.
+def decide(train: dict[str, Any], args: TrainingArguments, model: PreTrainedModel, rows: PackedRows) -> dict[str, Any]:
+    """`precision` (bf16, fp16 or fp32), `torch_compile`, the measured `roof_flops` of that precision, and the
+    `steps` to be made with the `rows_a_step` of all processes.
 
     What the recipe's `train:` section says stands. A run that is resumed takes what it decided when it began. Call it
     on the main process only.
@@ -36,10 +37,19 @@ def decide(
         precision, roof_flops = "fp32", matmul_flops(args.device, torch.float32)
     else:
         precision, roof_flops = fastest_precision(args.device)
+    rows_a_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * len(rows) / rows_a_step)
     pays = train.get("torch_compile")
     if pays is None:
         pays = _compilation_pays(args, model, rows, steps * args.gradient_accumulation_steps, precision)
-    decisions = {"precision": precision, "torch_compile": pays, "roof_flops": roof_flops}
+    decisions = {
+        "precision": precision,
+        "torch_compile": pays,
+        "roof_flops": roof_flops,
+        "rows_a_step": rows_a_step,
+        "steps": steps,
+        "processes": args.world_size,
+    }
     manifest.write_json(folder / manifest.STARTED, {**begun, "decisions": decisions})
     return decisions
 
@@ -66,3 +76,29 @@ def _compilation_pays(
         seconds = time.perf_counter() - start
     model.zero_grad(set_to_none=True)
     return passes * seconds * COMPILE_GAIN > COMPILE_SECONDS
+
+
+def batches_for(decided: dict[str, Any], args: TrainingArguments) -> dict[str, int]:
+    """`per_device_train_batch_size` and `gradient_accumulation_steps` with which a step has the rows it had when the
+    run began, also on another number of processes. In the order of `EpochOrder` they are the very same rows.
+
+    Raises:
+        HfkitError: if the rows of a step cannot be dealt evenly.
+    """
+    rows, processes = decided["rows_a_step"], args.world_size
+    batch, accumulation = args.train_batch_size, args.gradient_accumulation_steps
+    if batch * accumulation * processes == rows:
+        return {}
+    if rows % processes:
+        raise HfkitError(
+            f"this run was begun with {rows} rows a step on {decided['processes']} processes, and {processes} cannot "
+            f"share them evenly: start it with {decided['processes']} processes again, or another divisor of {rows}"
+        )
+    share = rows // processes
+    batch = next(size for size in range(min(batch, share), 0, -1) if share % size == 0)
+    say(
+        f"  begun on {decided['processes']} processes, going on with {processes}: each step has the same {rows} rows, "
+        f"{batch} in a batch, {share // batch} batches a process. Sums over processes are rounded differently, and "
+        f"each process draws its own random numbers."
+    )
+    return {"per_device_train_batch_size": batch, "gradient_accumulation_steps": share // batch}

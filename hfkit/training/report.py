@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, set_seed
 
+from hfkit import manifest
 from hfkit.data import corpus
 from hfkit.data.packing import PackedRows
 from hfkit.ranks import on_main
@@ -67,12 +68,13 @@ def save(trainer: HfkitTrainer, tokenizer: PreTrainedTokenizerFast, folder: Path
 def _save_files(
     trainer: HfkitTrainer, state_dict: dict[str, torch.Tensor], tokenizer: PreTrainedTokenizerFast, folder: Path
 ) -> int:
-    work = folder / ".result"
+    work = folder / f".result{manifest.PARTIAL}"
     shutil.rmtree(work, ignore_errors=True)
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     weights = {name.removeprefix("_orig_mod."): tensor for name, tensor in state_dict.items()}
     model.save_pretrained(work, state_dict=weights)
     tokenizer.save_pretrained(work)
+    manifest.sync_tree(work)
     size = 0
     for path in sorted(work.iterdir()):
         size += path.stat().st_size

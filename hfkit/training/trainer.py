@@ -1,9 +1,6 @@
-"""transformers' Trainer with what every hfkit training shares: the optimizer choice, evaluation by token sums."""
+"""The trainer of language models: the optimizers, and evaluation by token sums."""
 
-import contextlib
 import math
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +8,21 @@ import torch
 from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
-from transformers import Trainer, TrainerControl, TrainingArguments
+from transformers import TrainingArguments
 
 from hfkit.data.packing import IGNORED, PackedRows
 from hfkit.errors import HfkitError
 from hfkit.ranks import is_main
 from hfkit.training.optimizers import MuonWithAdamW, is_hidden_matrix
+from hfkit.training.resumable import ResumableTrainer, StoppedInEvaluation, own_random_numbers
 
 
-class HfkitTrainer(Trainer):
-    """Trainer with `optimizer` (`adamw` or `muon`), and losses that are sums over tokens divided by their number.
-
-    `pauses` is the time in seconds spent in evaluation and saving, which no training speed should contain.
-    """
+class HfkitTrainer(ResumableTrainer):
+    """Trainer with `optimizer` (`adamw` or `muon`), and losses that are sums over tokens divided by their number."""
 
     def __init__(self, *args: Any, optimizer: str = "adamw", **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.optimizer: torch.optim.Optimizer | None
-        self.control: TrainerControl
         self.optimizer_name = optimizer
-        self.pauses = 0.0
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is not None or self.optimizer_name == "adamw":
@@ -73,7 +65,7 @@ class HfkitTrainer(Trainer):
             model needs for the text, its document ends included, divided by the bytes of the text.
         """
         rows: PackedRows = self.eval_dataset if eval_dataset is None else eval_dataset
-        with self.pause():
+        with self.pause(), own_random_numbers(self.args.device):
             nats, tokens = self._token_sums(rows, f"evaluating {metric_key_prefix}")
         loss = nats / tokens
         metrics = {
@@ -96,6 +88,8 @@ class HfkitTrainer(Trainer):
         model.eval()
         nats, tokens = 0.0, 0
         for batch in tqdm(loader, desc=title, leave=False, mininterval=1, disable=not is_main()):
+            if self.is_in_train and self._agree_to_stop():
+                raise StoppedInEvaluation
             labels = batch.pop("labels")[:, 1:]
             logits = model(**batch, use_cache=False).logits[:, :-1]
             sums = torch.stack([_cross_entropy(*row) for row in zip(logits, labels, strict=True)])
@@ -106,24 +100,6 @@ class HfkitTrainer(Trainer):
             tokens += int(counts.sum().item())
         model.train(was_training)
         return nats, tokens
-
-    @contextlib.contextmanager
-    def pause(self) -> Iterator[None]:
-        """Count the time inside as not training."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.pauses += time.perf_counter() - start
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        with self.pause():
-            super()._save_checkpoint(model, trial)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        # A pickle of the arguments: nothing reads it, and it may hold a token.
-        (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
 
 
 def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

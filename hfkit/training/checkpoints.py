@@ -1,0 +1,216 @@
+"""Checkpoints that are whole or not there: written beside their place, synced, described, renamed.
+
+A checkpoint is the folder `checkpoint-<step>` of a run. `checkpoint.json`, written last, holds the size and SHA-256 of
+every file; a folder without it was never committed. All processes must see one file system: on several machines with
+disks of their own nothing could be renamed for all of them at once, so the run's folder has to be a shared one.
+"""
+
+import concurrent.futures
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from hfkit import manifest
+from hfkit.errors import HfkitError
+from hfkit.ranks import of_all, on_main, say
+
+DESCRIPTION = "checkpoint.json"
+_NAME = re.compile(r"checkpoint-(\d+)")
+_BAD_NAME = re.compile(r"checkpoint-\d+\.corrupt\d*")
+_SPARE_BYTES = 1 << 20
+_DISK_SIGNS = ("PytorchStreamWriter", "iostream", "unexpected pos", "I/O error", "os error")
+
+
+def committed(run: Path) -> dict[int, Path]:
+    """The checkpoints of a run by their step, oldest first. They have their name, but are not verified."""
+    found = {int(match[1]): path for path in run.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))}
+    return dict(sorted(found.items()))
+
+
+def has_any(run: Path) -> bool:
+    """Whether a run has committed anything, be it lost since."""
+    return bool(committed(run) or _bad(run) or (manifest.read_json(run, manifest.STARTED) or {}).get("committed"))
+
+
+def _bad(run: Path) -> list[Path]:
+    return sorted(path for path in run.glob("checkpoint-*") if _BAD_NAME.fullmatch(path.name))
+
+
+# ---- writing
+
+
+def commit(
+    run: Path, step: int, write: Callable[[Path], None], needed_bytes: int, keep: int | None, best: int | None
+) -> bool:
+    """Make `checkpoint-<step>` of what `write` puts into the folder it is given. Call it on every process.
+
+    Then the oldest checkpoints are removed until `keep` are left; that of step `best` always stays.
+
+    Returns:
+        Whether it is there now. If there is no room, it says so, and what was committed before is untouched.
+    """
+    place, work = run / f"checkpoint-{step}", run / f".checkpoint-{step}{manifest.PARTIAL}"
+    if on_main("committed", place.exists):
+        return True
+    problem = on_main("room", lambda: _prepare(run, work, needed_bytes, keep, best))
+    if problem is None:
+        told = of_all("written", _try(lambda: write(work)))
+        problem = next(filter(None, told), None) or on_main("commit", lambda: _try(lambda: _commit(run, step, work)))
+    if problem is not None:
+        on_main("clean", lambda: manifest.sweep(run))
+        last = next(reversed(committed(run)), None)
+        kept = f"checkpoint-{last} is untouched" if last is not None else "there is none yet"
+        say(f"  WARNING: the checkpoint of step {step} was not written: {problem}. Training goes on; {kept}.")
+        return False
+    on_main("rotate", lambda: _rotate(run, keep, best))
+    return True
+
+
+def _prepare(run: Path, work: Path, needed_bytes: int, keep: int | None, best: int | None) -> str | None:
+    """Make an empty folder to write to. Returns what is in the way, if anything is."""
+    manifest.sweep(run)
+    needed_bytes += _SPARE_BYTES
+    if _free(run) < needed_bytes and keep is not None:
+        _rotate(run, max(keep - 1, 1), best)  # those that would go after the commit anyway
+    if (free := _free(run)) < needed_bytes:
+        return f"{free / 1e6:,.1f} MB are free in {run}, {needed_bytes / 1e6:,.1f} MB are needed; make room"
+    work.mkdir()
+    return None
+
+
+def _free(run: Path) -> int:
+    return shutil.disk_usage(run).free
+
+
+def _try(function: Callable[[], None]) -> str | None:
+    """What went wrong with the disk, in one line."""
+    try:
+        function()
+    except OSError as error:
+        return f"{error.filename or 'disk'}: {error.strerror}"
+    except (RuntimeError, SafetensorError) as error:  # torch and safetensors do not pass OSError on
+        if not any(sign in str(error) for sign in _DISK_SIGNS):
+            raise
+        return str(error).splitlines()[0]
+    return None
+
+
+def _commit(run: Path, step: int, work: Path) -> None:
+    started = manifest.read_json(run, manifest.STARTED) or {}
+    description = {"step": step, "fingerprint": started.get("fingerprint"), "files": _secure(work)}
+    manifest.write_json(work / DESCRIPTION, {**description, "digest": _digest(description)})
+    for folder in (path for path in work.rglob("*") if path.is_dir()):
+        manifest.sync(folder)
+    work.replace(run / f"checkpoint-{step}")
+    manifest.sync(run)
+    if started and not started.get("committed"):
+        manifest.write_json(run / manifest.STARTED, {**started, "committed": True})
+
+
+def _secure(work: Path) -> dict[str, dict[str, Any]]:
+    """Sync every file and describe it; both at once, as one waits for the disk and the other for the processor."""
+    paths = sorted(path for path in work.rglob("*") if path.is_file())
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        synced = [pool.submit(manifest.sync, path) for path in paths]
+        digests = list(pool.map(manifest.sha256_of, paths))
+        for each in synced:
+            each.result()
+    return {
+        path.relative_to(work).as_posix(): {"size": path.stat().st_size, "sha256": digest}
+        for path, digest in zip(paths, digests, strict=True)
+    }
+
+
+def _digest(description: dict[str, Any]) -> str:
+    """Of a description without its own digest."""
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+
+
+def _rotate(run: Path, keep: int | None, best: int | None) -> None:
+    steps = list(committed(run))
+    for step in steps[: -max(keep, 1)] if keep is not None else []:
+        if step != best:
+            # Renamed first: a kill while its files go must not leave something that looks like a checkpoint.
+            gone = (run / f"checkpoint-{step}").rename(run / f".checkpoint-{step}.old{manifest.PARTIAL}")
+            shutil.rmtree(gone)
+
+
+# ---- reading
+
+
+def newest(run: Path) -> Path | None:
+    """The newest checkpoint that verifies, or None for a run that has committed none yet.
+
+    Bad ones are set aside as `checkpoint-<step>.corrupt`. Call it on the main process only.
+
+    Raises:
+        HfkitError: if there were checkpoints and none can be used.
+    """
+    manifest.sweep(run)
+    started = manifest.read_json(run, manifest.STARTED) or {}
+    admitted = {started.get("fingerprint"), *started.get("forced_from", [])}
+    for path in reversed(committed(run).values()):
+        problems = problems_with(path)
+        if not problems:
+            _check_fingerprint(path, admitted)
+            return path
+        aside = path.with_name(f"{path.name}.corrupt")
+        number = 1
+        while aside.exists():
+            number += 1
+            aside = path.with_name(f"{path.name}.corrupt{number}")
+        path.rename(aside)
+        lines = "\n".join(f"    {problem}" for problem in problems)
+        print(f"  WARNING: {path.name} is damaged and set aside as {aside.name}:\n{lines}", flush=True)
+    if has_any(run):
+        bad = "".join(f"\n    {path}" for path in _bad(run)) or " all of them are gone"
+        raise HfkitError(
+            f"{run}: this run has committed checkpoints, but none can be used:{bad}\n"
+            f"  Nothing was begun anew. Restore one under its name, checkpoint-<step>, or add --fresh to begin again."
+        )
+    return None
+
+
+def problems_with(checkpoint: Path) -> list[str]:
+    """What differs from the checkpoint's own description, one line a file; empty if nothing does."""
+    try:
+        description = manifest.read_json(checkpoint, DESCRIPTION)
+    except HfkitError:
+        return [f"{DESCRIPTION}: is damaged"]
+    if description is None:
+        return [f"{DESCRIPTION}: is missing"]
+    if not isinstance(description, dict) or description.pop("digest", None) != _digest(description):
+        return [f"{DESCRIPTION}: is damaged"]
+    if checkpoint.name != f"checkpoint-{description['step']}":
+        return [f"{DESCRIPTION}: describes step {description['step']}"]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        told = pool.map(lambda item: _problem_with(checkpoint / item[0], item[1]), description["files"].items())
+        return [problem for problem in told if problem]
+
+
+def _problem_with(path: Path, entry: dict[str, Any]) -> str | None:
+    try:
+        size = path.stat().st_size
+        if size != entry["size"]:
+            return f"{path.name}: has {size} bytes instead of {entry['size']}"
+        if manifest.sha256_of(path) != entry["sha256"]:
+            return f"{path.name}: its content is not what was written (SHA-256)"
+    except OSError as error:
+        return f"{path.name}: {error.strerror}"
+    return None
+
+
+def _check_fingerprint(checkpoint: Path, admitted: Collection[str | None]) -> None:
+    made = (manifest.read_json(checkpoint, DESCRIPTION) or {}).get("fingerprint")
+    if made not in admitted:
+        raise HfkitError(
+            f"{checkpoint}: belongs to a run of another recipe, data or tokenizer (fingerprint {str(made)[:12]}); "
+            f"remove it, or add --force to go on from it all the same"
+        )
