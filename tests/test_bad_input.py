@@ -297,8 +297,8 @@ CASES: dict[str, tuple[Change, list[str], list[str]]] = {
         [DATA],
         ["t.jsonl.gz: cannot be read", "restore or remove"],
     ),
-    "an empty corpus": (write("texts.txt", ""), [DATA], ["no documents (0 in all)", "give more documents"]),
-    "a corpus with too few documents": (write("texts.txt", "one\n"), [DATA], ["no documents", "`document: passage`"]),
+    "an empty corpus": (write("texts.txt", ""), [DATA], ["no rows (0 in all)", "give more data"]),
+    "a corpus with too few documents": (write("texts.txt", "one\n"), [DATA], ["no rows", "`document: passage`"]),
     # the command line
     "not an override": (nothing, [PRETRAIN, "max_steps"], ["max_steps: not an override", "train.max_steps=100"]),
     "an override of an unknown key": (

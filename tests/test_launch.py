@@ -65,7 +65,7 @@ def test_a_mistake_under_two_ranks_is_told_once(world: Path) -> None:
 def test_a_failure_of_the_main_process_ends_the_others(world: Path) -> None:
     (world / "texts.txt").write_text("", encoding="utf-8")
     done = start("torchrun", "--nproc_per_node", "2", PRETRAIN)
-    assert done.returncode != 0 and done.stderr.count("give more documents") == 1
+    assert done.returncode != 0 and done.stderr.count("give more data") == 1
 
 
 @pytest.mark.parametrize("text", ["task: 1\n", "- 1\n", "", "print('hello')\n"])

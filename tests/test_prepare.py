@@ -17,7 +17,8 @@ import pytest
 import zstandard
 
 from hfkit.data import corpus, sources, stdlib
-from hfkit.data.sources import BadRow, Document, Source
+from hfkit.data.columns import BadRow, Columns, Row
+from hfkit.data.sources import Source
 from hfkit.errors import HfkitError
 from hfkit.stages import prepare
 
@@ -27,12 +28,16 @@ BOM = b"\xef\xbb\xbf"
 LINE = '{"text": "fine"}\n'
 
 
-def read(**source: Any) -> list[Document | BadRow]:
-    return list(sources.read(Source.model_validate(source)))
+def read(**source: Any) -> list[Row | BadRow]:
+    return list(sources.read(Source.model_validate(source), Columns({"text": "text"})))
+
+
+def document(text: str, origin: str) -> Row:
+    return Row({"text": text}, origin)
 
 
 def texts(**source: Any) -> list[str]:
-    return [row.text if isinstance(row, Document) else f"bad row: {row}" for row in read(**source)]
+    return [row.values["text"] if isinstance(row, Row) else f"bad row: {row}" for row in read(**source)]
 
 
 def run(output: Path, *places: dict[str, Any], **keys: Any) -> tuple[dict[str, Any], dict[str, tuple[str, str]]]:
@@ -91,13 +96,13 @@ def test_passages_keep_all_text_and_end_at_the_first_empty_line_after_4000_chara
     content = "".join("x" * rng.randrange(200) * (rng.random() < 0.9) + "\n" for _ in range(2000)) + "end"
     path = write(tmp_path / "a.txt", content)
     rows = read(files=path, document="passage")
-    assert "".join(row.text for row in rows) == content and len(rows) > 10
+    assert "".join(row.values["text"] for row in rows) == content and len(rows) > 10
     line = 1
     for row in rows:
         assert row.origin == f"{path}:{line}"
-        line += row.text.count("\n")
+        line += row.values["text"].count("\n")
     for row in rows[:-1]:
-        assert len(row.text) > 4000 and row.text.endswith("\n\n") and "\n\n" not in row.text[4000:-1]
+        assert len(row.values["text"]) > 4000 and row.values["text"].endswith("\n\n") and "\n\n" not in row.values["text"][4000:-1]
 
 
 def test_folder_glob_and_several_sources_with_their_origins(tmp_path: Path) -> None:
@@ -136,7 +141,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_hub_data_set(hub: Path, streaming: bool) -> None:
-    expected: list[Any] = [Document(text, f"{hub}/train:{number}") for number, text in enumerate(ROWS)]
+    expected: list[Any] = [document(text, f"{hub}/train:{number}") for number, text in enumerate(ROWS)]
     expected.append(BadRow(f"{hub}/train:3", 'column "body": must be text, got None'))
     assert read(hub=str(hub), text="body", streaming=streaming) == expected
     assert read(hub=str(hub), text="body", streaming=streaming, limit=2) == expected[:2]
@@ -183,7 +188,7 @@ def test_duplicates_are_dropped_across_unicode_forms(tmp_path: Path) -> None:
     metrics, stored = run(tmp_path, source, many(tmp_path))
     assert metrics["dropped"] == {"duplicate": 2} and {forms[0], "déjà vu!"} <= stored.keys()
     kept, _ = run(tmp_path, source, many(tmp_path), deduplicate=False)
-    assert kept["documents"] == metrics["documents"] + 2 and kept["dropped"] == {}
+    assert kept["rows"] == metrics["rows"] + 2 and kept["dropped"] == {}
 
 
 def test_a_document_stays_in_its_split_when_others_come(tmp_path: Path) -> None:
@@ -195,11 +200,11 @@ def test_a_document_stays_in_its_split_when_others_come(tmp_path: Path) -> None:
 
 def test_splits_have_the_shares_asked_for_and_are_counted(tmp_path: Path) -> None:
     metrics, stored = run(tmp_path, many(tmp_path, 5000), split={"validation": 0.2, "test": 0.1})
-    assert metrics["documents"] == len(stored) == 5000 and metrics["bytes"] == sum(map(len, stored))
+    assert metrics["rows"] == len(stored) == 5000 and metrics["bytes"] == sum(map(len, stored))
     for split, share in (("train", 0.7), ("validation", 0.2), ("test", 0.1)):
         members = [text for text, (place, _) in stored.items() if place == split]
         size = sum(map(len, members))
-        assert metrics["splits"][split] == {"documents": len(members), "bytes": size, "characters": size}
+        assert metrics["splits"][split] == {"rows": len(members), "bytes": size, "characters": size}
         assert len(members) / 5000 == pytest.approx(share, abs=0.02)
         assert list(corpus.texts(str(tmp_path), split)) == members
 
@@ -209,7 +214,7 @@ def test_dropped_documents_are_counted_by_reason(tmp_path: Path) -> None:
     source = {"files": write(tmp_path / "a.jsonl", table(rows, ".jsonl"))}
     metrics, stored = run(tmp_path, many(tmp_path, 300), source, min_characters=5, bad_rows={"skip": 0.1})
     assert metrics["dropped"] == {"bad row": 2, "duplicate": 1, "empty": 2, "too short": 2}
-    assert len(stored) == metrics["documents"] == 300 + len(rows) - sum(metrics["dropped"].values())
+    assert len(stored) == metrics["rows"] == 300 + len(rows) - sum(metrics["dropped"].values())
 
 
 BAD_ROWS = {
@@ -254,7 +259,7 @@ def test_more_bad_rows_than_allowed_stop_the_run_with_their_list(tmp_path: Path)
     head, *shown = str(caught.value).splitlines()
     assert head == "bad_rows.skip=0.12: 25 of 200 rows are bad, more than that share; mend them or raise it:"
     assert shown == [f'  {path}:{line}: column "text": must be text, got None' for line in range(1, 21)]
-    assert run(tmp_path, many(tmp_path, 175), {"files": path}, bad_rows={"skip": 0.125})[0]["documents"] == 175
+    assert run(tmp_path, many(tmp_path, 175), {"files": path}, bad_rows={"skip": 0.125})[0]["rows"] == 175
 
 
 JSONL = table(ROWS * 200, ".jsonl")
@@ -298,9 +303,7 @@ def test_missing_file_is_told_before_the_run(tmp_path: Path, name: str) -> None:
     assert list(prepare.check(recipe, {}, {})) == [("sources.0.files", message)]
 
 
-@pytest.mark.parametrize(
-    "text, message", [(" ", r"train: no documents \(0 in all\); give more doc"), ("a", "passage")]
-)
+@pytest.mark.parametrize("text, message", [(" ", r"train: no rows \(0 in all\); give more data"), ("a", "passage")])
 def test_too_few_documents(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(HfkitError, match=message):
         run(tmp_path, {"files": write(tmp_path / "a.txt", text)})

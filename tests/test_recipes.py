@@ -40,7 +40,7 @@ def test_the_main_job_runs_from_nothing(
     recipe = str(ROOT / "recipes" / "pretrain.yaml")
     assert cli.main(["run", recipe, *SHORT]) == 0
     data = json.loads(Path("runs/data/metrics.json").read_text(encoding="utf-8"))
-    assert data["bytes"] > 5_000_000 and data["splits"]["test"]["documents"] >= 10
+    assert data["bytes"] > 5_000_000 and data["splits"]["test"]["rows"] >= 10
     tokenizer = json.loads(Path("runs/tokenizer/metrics.json").read_text(encoding="utf-8"))
     assert tokenizer["exact_round_trip"] == 1.0 and tokenizer["vocab_size"] == 4096
     metrics = json.loads(Path("runs/pretrain/metrics.json").read_text(encoding="utf-8"))

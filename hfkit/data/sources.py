@@ -1,4 +1,4 @@
-"""Documents from files, from the standard library and from the Hub, one reader a format."""
+"""Rows from files, from the standard library and from the Hub, one reader a format."""
 
 import csv
 import gzip
@@ -9,12 +9,13 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
+from typing import IO, Any, Literal
 
 from pydantic import Field, model_validator
 
 from hfkit.data import stdlib
-from hfkit.errors import HfkitError, did_you_mean, reason, shown
+from hfkit.data.columns import BadRow, Columns, Row
+from hfkit.errors import HfkitError, did_you_mean, reason
 from hfkit.recipe import RecipePart
 
 FORMATS = (".txt", ".md", ".py", ".jsonl", ".csv", ".parquet")  # also compressed: .gz, .zst
@@ -24,8 +25,11 @@ PASSAGE_CHARACTERS = 4000
 class Source(RecipePart):
     """Where documents come from: exactly one of `builtin`, `files` and `hub`."""
 
-    builtin: Literal["python-stdlib"] | None = Field(
-        None, description="The standard library of the Python that runs hfkit: no download."
+    builtin: Literal["python-stdlib", "python-functions", "python-packages"] | None = Field(
+        None,
+        description="Of the Python that runs hfkit, no download. python-stdlib: the text of its standard library. "
+        "python-functions: functions (code) and the first line of their docstrings (summary). python-packages: "
+        "functions (code) and the package they are from (package).",
     )
     files: str | None = Field(None, min_length=1, description="A file, a folder or a glob, such as texts/*.jsonl.gz.")
     hub: str | None = Field(None, description="Id of a data set on the Hugging Face Hub.")
@@ -34,6 +38,10 @@ class Source(RecipePart):
     revision: str | None = Field(None, description="Branch, tag or commit of the Hub data set.")
     streaming: bool = Field(False, description="Read the Hub data set row by row instead of downloading it first.")
     text: str = Field("text", description="Column with the text, in formats that have columns.")
+    columns: dict[str, str] = Field({}, description="Other names that this source has for columns: ours -> its own.")
+    weight: float = Field(
+        1.0, gt=0, description="How often each row is in the training split; 0.5 takes half of them."
+    )
     document: Literal["file", "line", "passage"] = Field(
         "file",
         description="What one document of a .txt, .md or .py file is: the file, a line, or a passage of about 4,000 "
@@ -48,20 +56,6 @@ class Source(RecipePart):
         if self.hub is None and (self.name or self.revision or self.streaming):
             raise ValueError("name, revision and streaming belong to a hub data set; delete them or name a hub")
         return self
-
-
-class Document(NamedTuple):
-    """One text and where it came from: `books.jsonl:17`."""
-
-    text: str
-    origin: str
-
-
-class BadRow(NamedTuple):
-    """A row that cannot be read: where, and what is wrong with it."""
-
-    origin: str
-    reason: str
 
 
 def files_of(source: Source) -> list[Path]:
@@ -87,47 +81,64 @@ def files_of(source: Source) -> list[Path]:
     return sorted(paths)
 
 
-def read(source: Source) -> Iterator[Document | BadRow]:
-    """The documents of a source, and in their place the rows that cannot be read."""
+def read(source: Source, columns: Columns) -> Iterator[Row | BadRow]:
+    """The rows of a source, and in their place those that cannot be read.
+
+    Raises:
+        HfkitError: if the source as a whole cannot be read, or has no columns by these names.
+    """
+    names = {name: source.columns.get(name, source.text if name == "text" else name) for name in columns.kinds}
     if source.builtin:
-        rows: Iterator[Document | BadRow] = _read_stdlib(source)
+        rows = _read_builtin(source, columns, names)
     elif source.hub:
-        rows = _read_hub(source)
+        rows = _read_hub(source, columns, names)
     else:
-        rows = itertools.chain.from_iterable(_read_file(path, source) for path in files_of(source))
+        rows = itertools.chain.from_iterable(_read_file(path, source, columns, names) for path in files_of(source))
     return itertools.islice(rows, source.limit)
 
 
-def _read_stdlib(source: Source) -> Iterator[Document | BadRow]:
-    for name, content in stdlib.documents():
-        yield from _pieces(io.BytesIO(content), f"python-stdlib/{name}", source.document)
+def _read_builtin(source: Source, columns: Columns, names: dict[str, str]) -> Iterator[Row | BadRow]:
+    if source.builtin == "python-stdlib":
+        for module, content in stdlib.documents():
+            for row in _pieces(io.BytesIO(content), f"python-stdlib/{module}", source.document):
+                yield row._replace(group=module) if isinstance(row, Row) else row
+        return
+    functions = stdlib.functions() if source.builtin == "python-functions" else stdlib.packages()
+    for found in functions:
+        origin = f"{source.builtin}/{found['module']}:{found['line']}"
+        yield columns.row(found, names, origin, group=str(found["module"]))
 
 
-def _read_hub(source: Source) -> Iterator[Document | BadRow]:
+def _read_hub(source: Source, columns: Columns, names: dict[str, str]) -> Iterator[Row | BadRow]:
     import datasets
 
     try:
         rows = datasets.load_dataset(
             source.hub, source.name, split=source.split, revision=source.revision, streaming=source.streaming
         )
-        columns = rows.column_names or list(next(iter(rows)))
-        _check_column(source.text, columns, f"{source.hub} ({source.split})")
+        _check_columns(names, rows.column_names or list(next(iter(rows))), f"{source.hub} ({source.split})")
         for number, row in enumerate(rows):
-            yield _row(row[source.text], f"{source.hub}/{source.split}:{number}", source.text)
+            yield columns.row(row, names, f"{source.hub}/{source.split}:{number}")
     except HfkitError:
         raise
     except Exception as error:  # the loader raises whatever the network, the Hub or the files bring up
         raise HfkitError(f"{source.hub}: cannot be loaded: {reason(error)}; check id, name and split") from None
 
 
-def _read_file(path: Path, source: Source) -> Iterator[Document | BadRow]:
-    reader: Callable[[Path, Source], Iterator[Document | BadRow]] = {
+def _read_file(path: Path, source: Source, columns: Columns, names: dict[str, str]) -> Iterator[Row | BadRow]:
+    readers: dict[str, Callable[[Path, Columns, dict[str, str]], Iterator[Row | BadRow]]] = {
         ".jsonl": _read_jsonl,
         ".csv": _read_csv,
         ".parquet": _read_parquet,
-    }.get(_format(path), _read_plain)
+    }
     try:
-        yield from reader(path, source)
+        if _format(path) in readers:
+            yield from readers[_format(path)](path, columns, names)
+        elif columns.kinds != {"text": "text"}:
+            raise HfkitError(f"{path}: a {_format(path)} file has a text only, not {', '.join(columns.kinds)}")
+        else:
+            with _open(path) as file:
+                yield from _pieces(file, str(path), source.document)
     except (OSError, EOFError, zlib.error) as error:
         raise HfkitError(f"{path}: cannot be read: {error}; restore or remove the file") from None
 
@@ -147,12 +158,7 @@ def _open(path: Path) -> IO[bytes]:
     return path.open("rb")
 
 
-def _read_plain(path: Path, source: Source) -> Iterator[Document | BadRow]:
-    with _open(path) as file:
-        yield from _pieces(file, str(path), source.document)
-
-
-def _pieces(file: IO[bytes], origin: str, document: str) -> Iterator[Document | BadRow]:
+def _pieces(file: IO[bytes], origin: str, document: str) -> Iterator[Row | BadRow]:
     """A file as documents of the kind asked for; lines and passages without holding the file in memory."""
     if document == "file":
         yield _decode(file.read(), origin)
@@ -163,28 +169,28 @@ def _pieces(file: IO[bytes], origin: str, document: str) -> Iterator[Document | 
         if isinstance(row, BadRow):
             yield row
         elif document == "line":
-            yield Document(row.text.rstrip("\r\n"), row.origin)
+            yield Row({"text": row.values["text"].rstrip("\r\n")}, row.origin)
         else:
-            passage.append(row.text)
-            characters += len(row.text)
-            if characters >= PASSAGE_CHARACTERS and not row.text.strip():
-                yield Document("".join(passage), f"{origin}:{first}")
+            passage.append(row.values["text"])
+            characters += len(passage[-1])
+            if characters >= PASSAGE_CHARACTERS and not passage[-1].strip():
+                yield Row({"text": "".join(passage)}, f"{origin}:{first}")
                 passage, characters, first = [], 0, number + 1
     if passage:
-        yield Document("".join(passage), f"{origin}:{first}")
+        yield Row({"text": "".join(passage)}, f"{origin}:{first}")
 
 
-def _decode(content: bytes, origin: str) -> Document | BadRow:
+def _decode(content: bytes, origin: str) -> Row | BadRow:
     """UTF-8, with or without a byte-order mark."""
     try:
-        return Document(content.decode("utf-8-sig"), origin)
+        return Row({"text": content.decode("utf-8-sig")}, origin)
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         where = origin if origin.rpartition(":")[2].isdigit() else f"{origin}:{line}"
         return BadRow(where, f"byte 0x{content[error.start]:02x} is not UTF-8; save the file as UTF-8")
 
 
-def _read_jsonl(path: Path, source: Source) -> Iterator[Document | BadRow]:
+def _read_jsonl(path: Path, columns: Columns, names: dict[str, str]) -> Iterator[Row | BadRow]:
     with _open(path) as file:
         for number, line in enumerate(file, 1):
             origin = f"{path}:{number}"
@@ -199,18 +205,16 @@ def _read_jsonl(path: Path, source: Source) -> Iterator[Document | BadRow]:
             else:
                 if not isinstance(row, dict):
                     yield BadRow(origin, f"not a JSON object but {type(row).__name__}; write one object a line")
-                elif source.text not in row:
-                    yield BadRow(origin, f'column "{source.text}": is missing, {did_you_mean(source.text, row)}')
                 else:
-                    yield _row(row[source.text], origin, source.text)
+                    yield columns.row(row, names, origin)
 
 
-def _read_csv(path: Path, source: Source) -> Iterator[Document | BadRow]:
+def _read_csv(path: Path, columns: Columns, names: dict[str, str]) -> Iterator[Row | BadRow]:
     csv.field_size_limit(sys.maxsize)
     with _open(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
         reader = csv.DictReader(text, strict=True)
-        _check_column(source.text, reader.fieldnames or [], str(path))
+        _check_columns(names, reader.fieldnames or [], str(path))
         while True:
             try:
                 row = next(reader)
@@ -222,10 +226,10 @@ def _read_csv(path: Path, source: Source) -> Iterator[Document | BadRow]:
             if None in row:
                 yield BadRow(f"{path}:{reader.line_num}", "has more fields than the header; put it in quotes")
             else:
-                yield _row(row[source.text], f"{path}:{reader.line_num}", source.text)
+                yield columns.row(row, names, f"{path}:{reader.line_num}")
 
 
-def _read_parquet(path: Path, source: Source) -> Iterator[Document | BadRow]:
+def _read_parquet(path: Path, columns: Columns, names: dict[str, str]) -> Iterator[Row | BadRow]:
     import pyarrow
     import pyarrow.parquet
 
@@ -233,26 +237,18 @@ def _read_parquet(path: Path, source: Source) -> Iterator[Document | BadRow]:
         with _open(path) as file:
             # A compressed Parquet file is read whole: the format needs to seek, and compresses by itself anyway.
             table = pyarrow.parquet.ParquetFile(path if path.suffix == ".parquet" else io.BytesIO(file.read()))
-            _check_column(source.text, table.schema_arrow.names, str(path))
+            _check_columns(names, table.schema_arrow.names, str(path))
             number = 0
-            for batch in table.iter_batches(batch_size=1000, columns=[source.text]):
-                for value in batch.column(0).to_pylist():
-                    yield _row(value, f"{path}:{number}", source.text)
+            for batch in table.iter_batches(batch_size=1000, columns=list(dict.fromkeys(names.values()))):
+                for found in batch.to_pylist():
+                    yield columns.row(found, names, f"{path}:{number}")
                     number += 1
     except pyarrow.ArrowInvalid as error:
         raise HfkitError(f"{path}: not a Parquet file: {error}; restore or remove the file") from None
 
 
-def _row(value: Any, origin: str, column: str) -> Document | BadRow:
-    if not isinstance(value, str):
-        return BadRow(origin, f'column "{column}": must be text, got {shown(value)}')
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return BadRow(origin, f'column "{column}": is not UTF-8; save the file as UTF-8')
-    return Document(value, origin)
-
-
-def _check_column(column: str, columns: Any, origin: str) -> None:
-    if column not in columns:
-        raise HfkitError(f'{origin}: has no column "{column}", {did_you_mean(column, columns)}; set text: <column>')
+def _check_columns(names: dict[str, str], there: Any, origin: str) -> None:
+    for column, name in names.items():
+        if name not in there:
+            key = "text" if column == "text" else f"columns.{column}"
+            raise HfkitError(f'{origin}: has no column "{name}", {did_you_mean(name, there)}; set {key}: <column>')

@@ -3,8 +3,12 @@
 Megabytes of real code and English that every machine has, under the licence of Python itself.
 """
 
+import ast
 import platform
 import sysconfig
+import textwrap
+import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +17,8 @@ from hfkit.errors import HfkitError
 # Tests, bundled wheels and tables: neither prose nor code that a person would write.
 _EXCLUDED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "_bundled", "encodings"}
 _EXCLUDED_PREFIXES = ("_sysconfigdata", "__phello__")
+
+_FEWEST_LINES, _FEWEST_WORDS, _MODULES_OF_A_PACKAGE = 3, 3, 6
 
 
 def version() -> str:
@@ -35,3 +41,50 @@ def documents() -> Iterator[tuple[str, bytes]]:
             yield "/".join(parts), path.read_bytes()
     if not found:
         raise HfkitError(f"python-stdlib: this Python has no library of .py files in {root}; use `files:` instead")
+
+
+def functions() -> Iterator[dict[str, str | int]]:
+    """Functions with a docstring: `code` without it, and its first line as `summary`; `module`, `line`, `package`.
+
+    Left out are those whose code or summary says next to nothing.
+    """
+    for found in _all_functions():
+        summary = str(found.pop("docstring")).strip().partition("\n")[0].strip()
+        if len(summary.split()) >= _FEWEST_WORDS:
+            yield {**found, "summary": summary}
+
+
+def packages() -> Iterator[dict[str, str | int]]:
+    """Functions of the larger packages: `code`, `package`, `module` and `line`."""
+    modules = Counter(name.partition("/")[0] for name, _ in documents() if "/" in name)
+    for found in _all_functions():
+        if modules[str(found["package"])] >= _MODULES_OF_A_PACKAGE:
+            yield {key: value for key, value in found.items() if key != "docstring"}
+
+
+def _all_functions() -> Iterator[dict[str, str | int]]:
+    for module, content in documents():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old escapes in old modules
+            try:
+                text = content.decode("utf-8")
+                tree = ast.parse(text)
+            except (SyntaxError, ValueError):
+                continue
+        lines = text.splitlines(keepends=True)
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                docstring = ast.get_docstring(node)
+                first = node.decorator_list[0].lineno if node.decorator_list else node.lineno
+                kept = lines[first - 1 : node.end_lineno]
+                if docstring is not None:
+                    start, end = node.body[0].lineno - first, (node.body[0].end_lineno or 0) - first
+                    kept = kept[:start] + kept[end + 1 :]
+                if len(node.body) - (docstring is not None) >= 1 and len(kept) >= _FEWEST_LINES:
+                    yield {
+                        "code": textwrap.dedent("".join(kept)).rstrip() + "\n",
+                        "docstring": docstring or "",
+                        "module": module,
+                        "line": node.lineno,
+                        "package": module.partition("/")[0].removesuffix(".py"),
+                    }

@@ -1,6 +1,7 @@
-"""Documents from anywhere to three Parquet files: cleaned, each once, split by their own hash."""
+"""Rows from anywhere to three Parquet files: checked, cleaned, each once, split by their own hash."""
 
 import hashlib
+import json
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
@@ -11,8 +12,9 @@ import pydantic
 from tqdm import tqdm
 
 from hfkit.data import sources, stdlib
-from hfkit.data.sources import BadRow, Document, Source
-from hfkit.errors import HfkitError
+from hfkit.data.columns import BadRow, Columns, Kind, Row
+from hfkit.data.sources import Source
+from hfkit.errors import HfkitError, did_you_mean
 from hfkit.manifest import sha256_of
 from hfkit.ranks import say
 from hfkit.recipe import RecipePart, StageRecipe
@@ -27,19 +29,32 @@ class BadRows(RecipePart):
 
 
 class Split(RecipePart):
-    validation: float = pydantic.Field(0.05, gt=0, lt=0.5, description="Share of the documents kept for validation.")
-    test: float = pydantic.Field(0.05, gt=0, lt=0.5, description="Share of the documents kept for testing.")
+    validation: float = pydantic.Field(0.05, gt=0, lt=0.5, description="Share of the rows kept for validation.")
+    test: float = pydantic.Field(0.05, gt=0, lt=0.5, description="Share of the rows kept for testing.")
+    by: str | None = pydantic.Field(
+        None, description="Column whose rows of one value stay together. The built-in sources keep modules together."
+    )
 
 
 class Recipe(StageRecipe):
-    """Text from files, the standard library or the Hub, as documents for a tokenizer and a model."""
+    """Rows from files, the standard library or the Hub: documents, or the examples of a task."""
 
     stage: Literal["prepare"]
     sources: Annotated[list[Source], pydantic.Field(min_length=1)]
+    columns: dict[str, Kind] = pydantic.Field(
+        {"text": "text"},
+        min_length=1,
+        description="The columns of a row, each text, texts (a list), label (a class) or messages (a chat).",
+    )
+    labels: list[str] | None = pydantic.Field(
+        None, min_length=1, description="Names of the classes: others are refused, numbers are places in this list."
+    )
     split: Split = Split()
     repair: bool = pydantic.Field(True, description="Mend wrongly decoded text (mojibake) with ftfy.")
-    deduplicate: bool = pydantic.Field(True, description="Keep one of several documents with the same text.")
-    min_characters: int = pydantic.Field(1, ge=1, description="Drop shorter documents.")
+    deduplicate: bool | list[str] = pydantic.Field(
+        True, description="Keep one of several rows that are the same, or the same in the columns named here."
+    )
+    min_characters: int = pydantic.Field(1, ge=1, description="Drop rows with less text.")
     bad_rows: BadRows | None = pydantic.Field(None, description="By default the first unreadable row stops the run.")
 
 
@@ -50,6 +65,16 @@ def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe
                 sources.files_of(source)
             except HfkitError as error:
                 yield f"sources.{index}.files", str(error)
+        for name in source.columns:
+            if name not in recipe.columns:
+                yield f"sources.{index}.columns.{name}", f"is not in `columns`, {did_you_mean(name, recipe.columns)}"
+    named = [("split.by", recipe.split.by)] if recipe.split.by else []
+    named += [("deduplicate", name) for name in recipe.deduplicate] if isinstance(recipe.deduplicate, list) else []
+    for key, name in named:
+        if name not in recipe.columns:
+            yield key, f"{name}: is not in `columns`, {did_you_mean(name, recipe.columns)}"
+    if recipe.labels is not None and "label" not in recipe.columns.values():
+        yield "labels", "no column is a label; write `columns: {<name>: label}`"
 
 
 def external(recipe: Recipe) -> dict[str, Any]:
@@ -69,8 +94,12 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     kept, dropped, seen = Counter[str](), Counter[str](), set[bytes]()
     characters, size = Counter[str](), Counter[str]()
     bad_rows: list[BadRow] = []
-    with ParquetWriters(output) as writers, tqdm(unit=" documents", desc="preparing", mininterval=1) as bar:
-        for row in (row for source in recipe.sources for row in sources.read(source)):
+    columns = Columns(recipe.columns, recipe.labels)
+    with (
+        ParquetWriters(output, recipe.columns) as writers,
+        tqdm(unit=" rows", desc="preparing", mininterval=1) as bar,
+    ):
+        for source, row in ((each, row) for each in recipe.sources for row in sources.read(each, columns)):
             bar.update()
             row = row._replace(origin=_printable(row.origin))
             if isinstance(row, BadRow):
@@ -79,42 +108,45 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
                     raise HfkitError(f"{row.origin}: {row.reason}; {remedy}")
                 bad_rows.append(row)
                 continue
-            text = clean(row.text, recipe.repair)
-            key = hashlib.blake2b(text.encode(), digest_size=16).digest()
-            if not text.strip():
+            values = {name: _cleaned(value, recipe.repair) for name, value in row.values.items()}
+            texts = [text for value in values.values() for text in _texts_of(value)]
+            length = sum(map(len, texts))
+            key = _key(values, recipe.deduplicate if isinstance(recipe.deduplicate, list) else list(values))
+            if not all(text.strip() for text in texts):
                 dropped["empty"] += 1
-            elif len(text) < recipe.min_characters:
+            elif length < recipe.min_characters:
                 dropped["too short"] += 1
             elif recipe.deduplicate and key in seen:
                 dropped["duplicate"] += 1
             else:
                 seen.add(key)
-                split = split_of(key, recipe.split)
-                writers.write(split, Document(text, row.origin))
-                kept[split] += 1
-                characters[split] += len(text)
-                size[split] += len(text.encode())
+                group = str(values[recipe.split.by]) if recipe.split.by else row.group
+                split = split_of(key if group is None else _digest(group), recipe.split)
+                for _ in range(_times(source.weight, key) if split == "train" else 1):
+                    writers.write(split, Row(values, row.origin), length)
+                    kept[split] += 1
+                    characters[split] += length
+                    size[split] += sum(len(text.encode()) for text in texts)
 
     dropped["bad row"] = len(bad_rows)
     _check_bad_rows(bad_rows, kept.total() + dropped.total(), recipe.bad_rows)
     for split in SPLITS:
         if not kept[split]:
             raise HfkitError(
-                f"{split}: no documents ({kept.total()} in all); give more documents"
+                f"{split}: no rows ({kept.total()} in all); give more data"
                 + (", or cut them smaller with `document: passage`" if kept.total() else "")
             )
     metrics: dict[str, Any] = {
-        "documents": kept.total(),
+        "rows": kept.total(),
         "bytes": size.total(),
         "splits": {
-            split: {"documents": kept[split], "bytes": size[split], "characters": characters[split]}
-            for split in SPLITS
+            split: {"rows": kept[split], "bytes": size[split], "characters": characters[split]} for split in SPLITS
         },
         "dropped": {reason: count for reason, count in sorted(dropped.items()) if count},
         "bad_rows": [_printable(f"{row.origin}: {row.reason}") for row in bad_rows[:SHOWN_BAD_ROWS]],
     }
     for split in SPLITS:
-        say(f"  {split:<10} {kept[split]:>9,} documents  {size[split] / 1e6:9.2f} MB")
+        say(f"  {split:<10} {kept[split]:>9,} rows  {size[split] / 1e6:9.2f} MB")
     say("  dropped    " + (", ".join(f"{dropped[reason]:,} {reason}" for reason in metrics["dropped"]) or "nothing"))
     return metrics
 
@@ -122,6 +154,37 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
 def _printable(text: str) -> str:
     """File names and keys may hold what is not Unicode."""
     return text.encode(errors="backslashreplace").decode()
+
+
+def _cleaned(value: Any, repair: bool) -> Any:
+    """A text, list of texts or list of messages with every text clean."""
+    if isinstance(value, str):
+        return clean(value, repair)
+    return [
+        {**each, "content": clean(each["content"], repair)} if isinstance(each, dict) else clean(each, repair)
+        for each in value
+    ]
+
+
+def _texts_of(value: Any) -> Iterator[str]:
+    for each in [value] if isinstance(value, str) else value:
+        yield each["content"] if isinstance(each, dict) else each
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def _key(values: dict[str, Any], names: list[str]) -> bytes:
+    """What tells rows apart: the one text there is, or all that the columns hold."""
+    if len(names) == 1 and isinstance(values[names[0]], str):
+        return _digest(values[names[0]])
+    return _digest(json.dumps([values[name] for name in names], ensure_ascii=False))
+
+
+def _times(weight: float, key: bytes) -> int:
+    """How often a row is written: the whole part of the weight, and once more for as large a share of the rows."""
+    return int(weight) + (int.from_bytes(key[8:], "big") / 2**64 < weight % 1)
 
 
 def clean(text: str, repair: bool) -> str:
@@ -137,7 +200,7 @@ def clean(text: str, repair: bool) -> str:
 
 
 def split_of(key: bytes, split: Split) -> str:
-    """The split of a document, decided by its own hash: it stays where it is when the data grows."""
+    """The split of a row, decided by its own hash: it stays where it is when the data grows."""
     share = int.from_bytes(key[:8], "big") / 2**64
     if share < split.test:
         return "test"
@@ -159,29 +222,35 @@ class ParquetWriters:
 
     BATCH_BYTES = 32 << 20
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, kinds: dict[str, Kind]):
         import pyarrow
         import pyarrow.parquet
 
         self.pyarrow = pyarrow
-        self.schema = pyarrow.schema([("text", pyarrow.large_string()), ("source", pyarrow.string())])
+        message = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
+        types = {
+            "text": pyarrow.large_string(),
+            "texts": pyarrow.list_(pyarrow.large_string()),
+            "label": pyarrow.string(),
+            "messages": pyarrow.list_(message),
+        }
+        self.schema = pyarrow.schema([(name, types[kind]) for name, kind in kinds.items()] + [("source", "string")])
         self.files = {
             split: pyarrow.parquet.ParquetWriter(folder / f"{split}.parquet", self.schema, compression="zstd")
             for split in SPLITS
         }
-        self.rows: dict[str, list[Document]] = {split: [] for split in SPLITS}
+        self.rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
         self.waiting = Counter[str]()
 
-    def write(self, split: str, document: Document) -> None:
-        self.rows[split].append(document)
-        self.waiting[split] += len(document.text)
+    def write(self, split: str, row: Row, length: int) -> None:
+        self.rows[split].append({**row.values, "source": row.origin})
+        self.waiting[split] += length
         if self.waiting[split] >= self.BATCH_BYTES:
             self._flush(split)
 
     def _flush(self, split: str) -> None:
         if self.rows[split]:
-            columns = [list(column) for column in zip(*self.rows[split], strict=True)]
-            self.files[split].write_table(self.pyarrow.table(columns, schema=self.schema))
+            self.files[split].write_table(self.pyarrow.Table.from_pylist(self.rows[split], schema=self.schema))
         self.rows[split], self.waiting[split] = [], 0
 
     def __enter__(self) -> "ParquetWriters":

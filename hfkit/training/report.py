@@ -72,6 +72,8 @@ def _save_files(
     shutil.rmtree(work, ignore_errors=True)
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     weights = {name.removeprefix("_orig_mod."): tensor for name, tensor in state_dict.items()}
+    for tied in model.all_tied_weights_keys:  # gathered from several processes it is a copy, no longer the same tensor
+        weights.pop(tied, None)
     model.save_pretrained(work, state_dict=weights)
     tokenizer.save_pretrained(work)
     manifest.sync_tree(work)

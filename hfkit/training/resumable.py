@@ -12,14 +12,14 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
-from transformers import Trainer, TrainerControl
+from transformers import Trainer, TrainerControl, TrainingArguments
 from transformers.trainer import _is_peft_model
 from transformers.trainer_utils import TrainOutput
 
 from hfkit import manifest, stopping
 from hfkit.errors import HfkitError
 from hfkit.ranks import is_main, on_main, say
-from hfkit.training import checkpoints
+from hfkit.training import checkpoints, trackers
 from hfkit.training.bad_steps import StepGuard
 from hfkit.training.order import EpochOrder
 from hfkit.training.settings import BadSteps
@@ -54,8 +54,9 @@ class ResumableTrainer(Trainer):
         train_seconds: of the training, those before the checkpoint it went on from included.
     """
 
-    def __init__(self, *args: Any, bad_steps: BadSteps | None = None, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def __init__(self, model: nn.Module, args: TrainingArguments, bad_steps: BadSteps | None = None, **kwargs: Any):
+        trackers.take_up(args)
+        super().__init__(model, args, **kwargs)
         self.optimizer: torch.optim.Optimizer | None
         self.control: TrainerControl
         self.guard = StepGuard(bad_steps or BadSteps())
@@ -81,13 +82,16 @@ class ResumableTrainer(Trainer):
         """
         self._resume_from = Path(resume_from_checkpoint) if isinstance(resume_from_checkpoint, str) else None
         self._begun = time.perf_counter()
-        with stopping.patient():
-            output = super().train(resume_from_checkpoint, *args, **kwargs)
-            if self._is_evaluation_due:  # of the last step of all
-                self._catch_up_evaluation()
-            self.train_seconds += time.perf_counter() - self._begun
-            if self._agree_to_stop():
-                self._save_checkpoint(self.model, None)
+        try:
+            with stopping.patient():
+                output = super().train(resume_from_checkpoint, *args, **kwargs)
+                if self._is_evaluation_due:  # of the last step of all
+                    self._catch_up_evaluation()
+                self.train_seconds += time.perf_counter() - self._begun
+                if self._agree_to_stop():
+                    self._save_checkpoint(self.model, None)
+        finally:
+            trackers.let_go()
         return output
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
@@ -237,6 +241,7 @@ class ResumableTrainer(Trainer):
         """Commit a checkpoint, and end here if that is what a signal asked for."""
         step, run = self.state.global_step, Path(self.args.output_dir)
         with self.pause():
+            on_main("trackers", lambda: trackers.note(run))
             best = self.state.best_global_step or None
             is_there = checkpoints.commit(
                 run, step, self._write_checkpoint, self._checkpoint_bytes(run), self.args.save_total_limit, best
