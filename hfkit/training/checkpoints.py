@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: written beside their place, synced, described, renamed.
+"""Checkpoints that are whole or not there: written beside their place, described, synced, renamed.
 
 A checkpoint is the folder `checkpoint-<step>` of a run. `checkpoint.json`, written last, holds the size and SHA-256 of
 every file; a folder without it was never committed. All processes must see one file system: on several machines with
@@ -19,12 +19,13 @@ from safetensors import SafetensorError
 
 from hfkit import manifest
 from hfkit.errors import HfkitError
-from hfkit.ranks import of_all, on_main, say
+from hfkit.ranks import is_main, of_all, on_main, say
 
 DESCRIPTION = "checkpoint.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 _BAD_NAME = re.compile(r"checkpoint-\d+\.corrupt\d*")
 _SPARE_BYTES = 1 << 20
+_background = concurrent.futures.ThreadPoolExecutor(1, "commit")
 _DISK_SIGNS = ("PytorchStreamWriter", "iostream", "unexpected pos", "I/O error", "os error")
 
 
@@ -46,31 +47,56 @@ def _bad(run: Path) -> list[Path]:
 # ---- writing
 
 
+class Commit:
+    """A checkpoint on its way: written, and now described, synced and renamed while training goes on.
+
+    Until that is done the run has the checkpoints it had before.
+    """
+
+    def __init__(
+        self, run: Path, step: int, problem: str | None, finishing: "concurrent.futures.Future | None" = None
+    ):
+        self.run, self.step = run, step
+        self._problem, self._finishing = problem, finishing
+        self._is_there: bool | None = None
+
+    def wait(self) -> bool:
+        """Whether the checkpoint is there now. If not, this has said why. Call it on every process."""
+        if self._is_there is None:
+            finishing = self._finishing
+            problem = self._problem or on_main("commit", lambda: finishing.result() if finishing else None)
+            self._is_there = problem is None
+            if problem is not None:
+                on_main("clean", lambda: manifest.sweep(self.run))
+                last = next(reversed(committed(self.run)), None)
+                kept = f"checkpoint-{last} is untouched" if last is not None else "there is none yet"
+                say(f"  WARNING: the checkpoint of step {self.step} was not written: {problem}. {kept}.")
+        return self._is_there
+
+    def settle(self) -> None:
+        """Let the work of this process end, whatever becomes of it."""
+        if self._finishing is not None:
+            concurrent.futures.wait([self._finishing])
+
+
 def commit(
     run: Path, step: int, write: Callable[[Path], None], needed_bytes: int, keep: int | None, best: int | None
-) -> bool:
+) -> Commit:
     """Make `checkpoint-<step>` of what `write` puts into the folder it is given. Call it on every process.
 
-    Then the oldest checkpoints are removed until `keep` are left; that of step `best` always stays.
-
-    Returns:
-        Whether it is there now. If there is no room, it says so, and what was committed before is untouched.
+    This returns when everything is written; wait for the result before the next one. Then the oldest checkpoints are
+    removed until `keep` are left; that of step `best` always stays. If there is no room, what was committed before is
+    untouched.
     """
     place, work = run / f"checkpoint-{step}", run / f".checkpoint-{step}{manifest.PARTIAL}"
     if on_main("committed", place.exists):
-        return True
+        return Commit(run, step, None)
     problem = on_main("room", lambda: _prepare(run, work, needed_bytes, keep, best))
     if problem is None:
-        told = of_all("written", _try(lambda: write(work)))
-        problem = next(filter(None, told), None) or on_main("commit", lambda: _try(lambda: _commit(run, step, work)))
-    if problem is not None:
-        on_main("clean", lambda: manifest.sweep(run))
-        last = next(reversed(committed(run)), None)
-        kept = f"checkpoint-{last} is untouched" if last is not None else "there is none yet"
-        say(f"  WARNING: the checkpoint of step {step} was not written: {problem}. Training goes on; {kept}.")
-        return False
-    on_main("rotate", lambda: _rotate(run, keep, best))
-    return True
+        problem = next(filter(None, of_all("written", _try(lambda: write(work)))), None)
+    if problem is not None or not is_main():
+        return Commit(run, step, problem)
+    return Commit(run, step, None, _background.submit(_try, lambda: _finish(run, step, work, keep, best)))
 
 
 def _prepare(run: Path, work: Path, needed_bytes: int, keep: int | None, best: int | None) -> str | None:
@@ -102,7 +128,7 @@ def _try(function: Callable[[], None]) -> str | None:
     return None
 
 
-def _commit(run: Path, step: int, work: Path) -> None:
+def _finish(run: Path, step: int, work: Path, keep: int | None, best: int | None) -> None:
     started = manifest.read_json(run, manifest.STARTED) or {}
     description = {"step": step, "fingerprint": started.get("fingerprint"), "files": _secure(work)}
     manifest.write_json(work / DESCRIPTION, {**description, "digest": _digest(description)})
@@ -112,6 +138,7 @@ def _commit(run: Path, step: int, work: Path) -> None:
     manifest.sync(run)
     if started and not started.get("committed"):
         manifest.write_json(run / manifest.STARTED, {**started, "committed": True})
+    _rotate(run, keep, best)
 
 
 def _secure(work: Path) -> dict[str, dict[str, Any]]:

@@ -63,6 +63,7 @@ class ResumableTrainer(Trainer):
         self.pauses = 0.0
         self.train_seconds = 0.0
         self._resume_from: Path | None = None
+        self._commit: checkpoints.Commit | None = None
         self._order: EpochOrder | None = None
         self._loss_at_step_begin: torch.Tensor | None = None
         self._logged_step = self._skipped_since_log = 0
@@ -87,10 +88,13 @@ class ResumableTrainer(Trainer):
                 output = super().train(resume_from_checkpoint, *args, **kwargs)
                 if self._is_evaluation_due:  # of the last step of all
                     self._catch_up_evaluation()
+                self._wait_for_commit()
                 self.train_seconds += time.perf_counter() - self._begun
                 if self._agree_to_stop():
                     self._save_checkpoint(self.model, None)
         finally:
+            if self._commit is not None:
+                self._commit.settle()
             trackers.let_go()
         return output
 
@@ -193,12 +197,12 @@ class ResumableTrainer(Trainer):
 
     def _tell_bad_step(self) -> None:
         reason, self._bad = self._bad, None
-        limit = self.guard.settings.stop_after
-        step = self.state.global_step
+        limit, step = self.guard.settings.stop_after, self.state.global_step
         self.log({"skipped": reason, "skipped_steps": self.guard.skipped})
         if is_main():
             tqdm.write(f"  step {step} is left out: {reason} ({self.guard.in_a_row} in a row, {limit} stop the run)")
         if self.guard.is_exhausted:
+            self._wait_for_commit()
             last = next(reversed(checkpoints.committed(Path(self.args.output_dir)).values()), None)
             raise HfkitError(
                 f"{self.args.output_dir}: {limit} steps in a row were left out, up to step {step}: {reason}. "
@@ -241,17 +245,23 @@ class ResumableTrainer(Trainer):
         """Commit a checkpoint, and end here if that is what a signal asked for."""
         step, run = self.state.global_step, Path(self.args.output_dir)
         with self.pause():
+            self._wait_for_commit()
             on_main("trackers", lambda: trackers.note(run))
             best = self.state.best_global_step or None
-            is_there = checkpoints.commit(
-                run, step, self._write_checkpoint, self._checkpoint_bytes(run), self.args.save_total_limit, best
+            needed = self._checkpoint_bytes(run)
+            self._commit = checkpoints.commit(
+                run, step, self._write_checkpoint, needed, self.args.save_total_limit, best
             )
             if best is not None:
                 self.state.best_model_checkpoint = str(run / f"checkpoint-{best}")
         if self._is_stopping or self._agree_to_stop():
             name = stopping.requested() or "a signal to another process"
+            is_there = self._wait_for_commit()
             kept = f"the checkpoint of step {step} is committed" if is_there else f"step {step} could not be saved"
             raise stopping.Stopped(f"{name}: {kept}")
+
+    def _wait_for_commit(self) -> bool:
+        return self._commit is None or self._commit.wait()
 
     def _write_checkpoint(self, folder: Path) -> None:
         """Everything of a checkpoint into an empty folder; on every process, each with its part."""
@@ -287,6 +297,7 @@ class ResumableTrainer(Trainer):
         return sum(tensor.nbytes for tensor in [*saved, *kept])
 
     def _load_best_model(self) -> None:
+        self._wait_for_commit()
         best = Path(self.state.best_model_checkpoint or "")
         if problems := on_main("best", lambda: checkpoints.problems_with(best)):
             raise HfkitError(f"{best}: the best checkpoint is damaged ({'; '.join(problems)}); restore it")
