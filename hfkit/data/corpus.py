@@ -1,7 +1,8 @@
-"""The texts of a prepared folder, or of a data set on the Hub that has the same three splits."""
+"""The rows of a prepared folder, or of a data set on the Hub that has the same three splits."""
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from hfkit.errors import HfkitError, reason
 
@@ -17,40 +18,84 @@ def problem_with(place: str) -> str | None:
     return None
 
 
+def columns_of(place: str) -> dict[str, str] | None:
+    """The columns of a prepared folder and their kinds; None for an id on the Hub, which is looked at when read.
+
+    Raises:
+        HfkitError: if the training split cannot be read.
+    """
+    if not Path(place).is_dir():
+        return None
+    import pyarrow.parquet
+
+    schema = _open(Path(place) / "train.parquet").schema_arrow
+    found = {}
+    for field in schema:
+        if pyarrow.types.is_list(field.type):
+            found[field.name] = "messages" if pyarrow.types.is_struct(field.type.value_type) else "texts"
+        else:
+            found[field.name] = "text"
+    return found
+
+
 def texts(place: str, split: str) -> Iterator[str]:
     """The documents of a split, one after the other.
 
     Raises:
         HfkitError: if the split cannot be read or has no column `text`.
     """
-    return _folder_texts(Path(place) / f"{split}.parquet") if Path(place).is_dir() else _hub_texts(place, split)
+    return (row["text"] for row in rows(place, split, ["text"]))
 
 
-def _folder_texts(path: Path) -> Iterator[str]:
+def rows(place: str, split: str, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of a split, one after the other, with the columns asked for or all.
+
+    Raises:
+        HfkitError: if the split cannot be read, has no such column, or has no value in one.
+    """
+    if Path(place).is_dir():
+        return _folder_rows(Path(place) / f"{split}.parquet", columns)
+    return _hub_rows(place, split, columns)
+
+
+def _open(path: Path) -> Any:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        file = pyarrow.parquet.ParquetFile(path)
-        if "text" not in file.schema_arrow.names:
-            raise HfkitError(f'{path}: has no column "text"; make it with a recipe of `stage: prepare`')
-        for batch in file.iter_batches(batch_size=ROWS_READ_AT_ONCE, columns=["text"]):
-            if batch.column(0).null_count:
-                raise HfkitError(f'{path}: column "text" has empty values; make it with a recipe of `stage: prepare`')
-            yield from batch.column(0).to_pylist()
+        return pyarrow.parquet.ParquetFile(path)
     except (OSError, pyarrow.ArrowInvalid) as error:
         raise HfkitError(f"{path}: cannot be read: {error}; prepare the data again") from None
 
 
-def _hub_texts(place: str, split: str) -> Iterator[str]:
+def _folder_rows(path: Path, columns: list[str] | None) -> Iterator[dict[str, Any]]:
+    import pyarrow
+
+    file = _open(path)
+    for name in columns or []:
+        if name not in file.schema_arrow.names:
+            raise HfkitError(f'{path}: has no column "{name}"; make it with a recipe of `stage: prepare`')
+    try:
+        for batch in file.iter_batches(batch_size=ROWS_READ_AT_ONCE, columns=columns):
+            for name, column in zip(batch.schema.names, batch.columns, strict=True):
+                if column.null_count:
+                    raise HfkitError(
+                        f'{path}: column "{name}" has empty values; make it with a recipe of `stage: prepare`'
+                    )
+            yield from batch.to_pylist()
+    except (OSError, pyarrow.ArrowInvalid) as error:
+        raise HfkitError(f"{path}: cannot be read: {error}; prepare the data again") from None
+
+
+def _hub_rows(place: str, split: str, columns: list[str] | None) -> Iterator[dict[str, Any]]:
     import datasets
 
     try:
-        rows = datasets.load_dataset(place, split=split, streaming=True)
-        for row in rows:
-            yield str(row["text"] or "")
+        for row in datasets.load_dataset(place, split=split, streaming=True):
+            yield {name: row[name] if row[name] is not None else "" for name in columns or row}
     except Exception as error:  # the loader raises whatever the network, the Hub or the files bring up
+        what = f" with a column {', '.join(columns)}" if columns else ""
         raise HfkitError(
-            f"{place}: split {split} with a column text cannot be loaded from the Hub: {reason(error)}; "
+            f"{place}: split {split}{what} cannot be loaded from the Hub: {reason(error)}; "
             f"a recipe of `stage: prepare` with `hub: {place}` makes the splits and takes any column"
         ) from None

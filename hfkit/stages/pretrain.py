@@ -115,7 +115,7 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     from hfkit.data.packing import PackedRows, show_row, token_rows
     from hfkit.training import checkpoints, report, roof
     from hfkit.training.callbacks import Speed, watch
-    from hfkit.training.decisions import batches_for, decide
+    from hfkit.training.decisions import settle
     from hfkit.training.trainer import HfkitTrainer, training_arguments
 
     # Data
@@ -134,29 +134,9 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     model = AutoModelForCausalLM.from_config(
         model_config(recipe, tokenizer), attn_implementation=recipe.attn_implementation
     )
-
-    # What measuring decides
-    decided = on_main("decide", lambda: decide(recipe.train, args, model, train_rows))
-    args = training_arguments(
-        {**recipe.train, **batches_for(decided, args)},
-        output,
-        bf16=decided["precision"] == "bf16",
-        torch_compile=decided["torch_compile"],
-        per_device_eval_batch_size=args.per_device_train_batch_size,
-        logging_nan_inf_filter=False,
-        disable_tqdm=False,
-        ddp_find_unused_parameters=False,
-        dataloader_pin_memory=args.device.type != "cpu",
-        save_total_limit=2,
+    args, decided = settle(
+        recipe.train, output, model, train_rows, lambda rows: f"{rows * length:,} tokens, {recipe.optimizer}"
     )
-    tokens_a_step = decided["rows_a_step"] * length
-    say(
-        f"  {model.num_parameters():,} parameters, {decided['steps']:,} steps of {tokens_a_step:,} tokens, "
-        f"{recipe.optimizer}, {decided['precision']} on {args.device.type}, "
-        f"matmul peak {decided['roof_flops'] / 1e9:,.0f} GFLOP/s"
-    )
-    if decided["torch_compile"]:
-        say("  the first step compiles the model, which can take a minute")
 
     # Training
     trainer = HfkitTrainer(
@@ -168,7 +148,7 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
         bad_steps=recipe.bad_steps,
     )
     flops = roof.training_flops_per_token(model, length)
-    speed = Speed(trainer, tokens_a_step, flops, decided["roof_flops"] * world_size())
+    speed = Speed(trainer, decided["rows_a_step"] * length, flops, decided["roof_flops"] * world_size())
     watch(trainer, speed, output / "metrics.jsonl")
     if checkpoint:
         say(f"  going on from {checkpoint}")

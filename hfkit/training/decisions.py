@@ -3,6 +3,7 @@
 import math
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,61 @@ import torch
 from transformers import PreTrainedModel, TrainingArguments, default_data_collator
 
 from hfkit import manifest
-from hfkit.data.packing import PackedRows
 from hfkit.errors import HfkitError
-from hfkit.ranks import say
+from hfkit.ranks import on_main, say
 from hfkit.training.roof import fastest_precision, matmul_flops
+from hfkit.training.trainer import training_arguments
 
+Collate = Callable[[list[Any]], dict[str, torch.Tensor]]
 COMPILE_SECONDS = 45.0  # cold, on a CPU; warm or on a GPU it is less
 COMPILE_GAIN = 0.15  # share of a step's time that it saves at least, see benchmarks/pretrain_speed.py
 
 
-def decide(train: dict[str, Any], args: TrainingArguments, model: PreTrainedModel, rows: PackedRows) -> dict[str, Any]:
+def settle(
+    train: dict[str, Any],
+    output: Path,
+    model: PreTrainedModel,
+    rows: Any,
+    what: Callable[[int], str],
+    collate: Collate = default_data_collator,
+) -> tuple[TrainingArguments, dict[str, Any]]:
+    """The arguments of a training, with what measuring decides and hfkit's own defaults; and what was decided.
+
+    It says what will be trained, and how; `what` says what the rows of a step are. Call it on every process.
+    """
+    args = training_arguments(train, output)
+    decided = on_main("decide", lambda: decide(train, args, model, rows, collate))
+    args = training_arguments(
+        {**train, **batches_for(decided, args)},
+        output,
+        bf16=decided["precision"] == "bf16",
+        torch_compile=decided["torch_compile"],
+        per_device_eval_batch_size=args.per_device_train_batch_size,
+        logging_nan_inf_filter=False,
+        disable_tqdm=False,
+        ddp_find_unused_parameters=False,
+        dataloader_pin_memory=args.device.type != "cpu",
+        save_total_limit=2,
+    )
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    share = "" if trained == model.num_parameters() else f", {trained:,} of them trained"
+    of_a_step = what(decided["rows_a_step"])
+    say(
+        f"  {model.num_parameters():,} parameters{share}, {decided['steps']:,} steps of {of_a_step}, "
+        f"{decided['precision']} on {args.device.type}, matmul peak {decided['roof_flops'] / 1e9:,.0f} GFLOP/s"
+    )
+    if decided["torch_compile"]:
+        say("  the first step compiles the model, which can take a minute")
+    return args, decided
+
+
+def decide(
+    train: dict[str, Any],
+    args: TrainingArguments,
+    model: PreTrainedModel,
+    rows: Any,
+    collate: Collate = default_data_collator,
+) -> dict[str, Any]:
     """`precision` (bf16, fp16 or fp32), `torch_compile`, the measured `roof_flops` of that precision, and the
     `steps` to be made with the `rows_a_step` of all processes.
 
@@ -41,7 +87,7 @@ def decide(train: dict[str, Any], args: TrainingArguments, model: PreTrainedMode
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * len(rows) / rows_a_step)
     pays = train.get("torch_compile")
     if pays is None:
-        pays = _compilation_pays(args, model, rows, steps * args.gradient_accumulation_steps, precision)
+        pays = _compilation_pays(args, model, rows, collate, steps * args.gradient_accumulation_steps, precision)
     decisions = {
         "precision": precision,
         "torch_compile": pays,
@@ -55,7 +101,12 @@ def decide(train: dict[str, Any], args: TrainingArguments, model: PreTrainedMode
 
 
 def _compilation_pays(
-    args: TrainingArguments, model: PreTrainedModel, rows: PackedRows, passes: int, precision: str
+    args: TrainingArguments,
+    model: PreTrainedModel,
+    rows: Any,
+    collate: Collate,
+    passes: int,
+    precision: str,
 ) -> bool:
     """Whether compilation saves more time than it takes, by the measured time of one pass without it."""
     if args.device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++", "cl"))):
@@ -63,7 +114,7 @@ def _compilation_pays(
         return False
     if args.device.type not in ("cpu", "cuda"):
         return False
-    batch = default_data_collator([rows[index % len(rows)] for index in range(args.train_batch_size)])
+    batch = collate([rows[index % len(rows)] for index in range(args.train_batch_size)])
     batch = {name: tensor.to(args.device) for name, tensor in batch.items()}
     model.to(args.device).train()
     seconds = 0.0

@@ -1,0 +1,209 @@
+"""The examples of a task as token ids, memory-mapped; packed into rows for training."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from hfkit import manifest
+from hfkit.data import corpus
+from hfkit.data.packing import IGNORED
+from hfkit.data.tasks import TaskRecipe, encode
+from hfkit.errors import HfkitError
+from hfkit.ranks import is_main
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Examples(torch.utils.data.Dataset):
+    """The examples of a split. One is `input_ids` and `labels`, each (tokens,); of a class, `labels` is its number.
+
+    Attributes:
+        labels: names of the classes, if the task has classes.
+        counts: `examples`, `cut` (part of the prompt is gone) and `dropped` (the completion alone does not fit).
+        bytes: of the text that is learned.
+    """
+
+    def __init__(self, folder: Path, split: str):
+        self.folder, self.split = folder, split
+        entry = json.loads((folder / "examples.json").read_text(encoding="utf-8"))
+        self.labels: list[str] | None = entry["labels"]
+        self.counts: dict[str, int] = entry["splits"][split]
+        self.bytes = self.counts["bytes"]
+        self.ids = np.memmap(folder / f"{split}.ids", dtype=np.uint32, mode="r")
+        self.learned = np.memmap(folder / f"{split}.learned", dtype=np.bool_, mode="r")
+        self.starts = np.load(folder / f"{split}.starts.npy")  # of each example, and the end
+        self.classes = np.load(folder / f"{split}.classes.npy")
+
+    def __reduce__(self) -> tuple[type, tuple[Path, str]]:
+        return Examples, (self.folder, self.split)  # a worker maps the files itself
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        piece = slice(self.starts[index], self.starts[index + 1])
+        ids = torch.from_numpy(self.ids[piece].astype(np.int64))
+        if self.labels is not None:
+            return {"input_ids": ids, "labels": torch.tensor(self.classes[index])}
+        return {"input_ids": ids, "labels": ids.masked_fill(torch.from_numpy(~self.learned[piece]), IGNORED)}
+
+
+class PackedExamples(torch.utils.data.Dataset):
+    """Rows of `length` tokens that hold as many examples as fit, the longest first (best fit decreasing).
+
+    A row is `input_ids`, `labels` and `position_ids`, each (length,). Positions begin anew at each example, which is
+    how transformers recognises them and lets none attend to another; the rest is padding, never learned.
+    """
+
+    def __init__(self, examples: Examples, length: int, pad_token_id: int):
+        self.examples, self.sequence_length, self.pad_token_id = examples, length, pad_token_id
+        self.bytes = examples.bytes
+        self.rows = best_fit(np.diff(examples.starts).tolist(), length)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        row = {
+            "input_ids": torch.full((self.sequence_length,), self.pad_token_id),
+            "labels": torch.full((self.sequence_length,), IGNORED),
+            "position_ids": torch.zeros(self.sequence_length, dtype=torch.int64),
+        }
+        used = 0
+        for each in self.rows[index]:
+            example = self.examples[each]
+            piece = slice(used, used + len(example["input_ids"]))
+            row["input_ids"][piece] = example["input_ids"]
+            row["labels"][piece] = example["labels"]
+            row["labels"][used] = IGNORED  # the example before does not predict this one's first token
+            row["position_ids"][piece] = torch.arange(len(example["input_ids"]))
+            used = piece.stop
+        return row
+
+
+def best_fit(lengths: list[int], room: int) -> list[list[int]]:
+    """Indices of pieces in rows of `room`: each, from the longest on, into the row that it fills best."""
+    rows: list[list[int]] = []
+    by_room: dict[int, list[int]] = {}  # free places -> rows that have so many
+    free_sizes = [False] * (room + 1)
+    for index in sorted(range(len(lengths)), key=lambda each: (-lengths[each], each)):
+        size = lengths[index]
+        free = next((free for free in range(size, room + 1) if free_sizes[free]), None)
+        if free is None:
+            row = len(rows)
+            rows.append([])
+            free = room
+        else:
+            row = by_room[free].pop()
+            free_sizes[free] = bool(by_room[free])
+        rows[row].append(index)
+        by_room.setdefault(free - size, []).append(row)
+        free_sizes[free - size] = True
+    return rows
+
+
+def task_examples(
+    place: str, recipe: TaskRecipe, tokenizer: "PreTrainedTokenizerBase", length: int, cache: Path
+) -> Path:
+    """The folder with the encoded examples of all splits of the data at `place`, made unless it is there already.
+
+    Call it on the main process only.
+
+    Raises:
+        HfkitError: if nothing is left to learn, or a class of validation or test is unknown in training.
+    """
+    keys = ("task", "prompt", "completion", "messages", "label")
+    digest = hashlib.sha256(manifest.content_of(place).encode())
+    digest.update(tokenizer.backend_tokenizer.to_str().encode())
+    said = [getattr(recipe, key) for key in keys]
+    digest.update(json.dumps([said, length, tokenizer.chat_template, tokenizer.eos_token_id]).encode())
+    folder = cache / f"examples-{digest.hexdigest()[:16]}"
+    if (folder / "examples.json").exists():
+        return folder
+    with manifest.locked(folder), manifest.new_folder(folder) as work:
+        labels = _labels(place, recipe.label) if recipe.task == "classify" else None
+        splits = {
+            split: _encode_split(place, split, recipe, tokenizer, length, labels, work) for split in corpus.SPLITS
+        }
+        manifest.write_json(work / "examples.json", {"labels": labels, "splits": splits})
+    return folder
+
+
+def _labels(place: str, column: str) -> list[str]:
+    """The classes of the training split, in the order of their names; numbers in their own order."""
+    found = {split: {row[column] for row in corpus.rows(place, split)} for split in corpus.SPLITS}
+    for split in ("validation", "test"):
+        if unseen := sorted(found[split] - found["train"]):
+            raise HfkitError(
+                f"label: the {split} split has classes that training never sees: {', '.join(unseen[:5])}; "
+                f"give more data, or leave these out"
+            )
+    return sorted(found["train"], key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
+
+
+def _encode_split(
+    place: str,
+    split: str,
+    recipe: TaskRecipe,
+    tokenizer: "PreTrainedTokenizerBase",
+    length: int,
+    labels: list[str] | None,
+    work: Path,
+) -> dict[str, int]:
+    """Write one split's files. Returns its counts."""
+    starts, classes = [0], list[int]()
+    counts = {"examples": 0, "cut": 0, "dropped": 0, "learned_tokens": 0, "bytes": 0}
+    rows = tqdm(corpus.rows(place, split), f"encoding {split}", leave=False, mininterval=1, disable=not is_main())
+    with (work / f"{split}.ids").open("wb") as ids_file, (work / f"{split}.learned").open("wb") as learned_file:
+        for values in rows:
+            example = encode(recipe, values, tokenizer, length)
+            if example is None:
+                counts["dropped"] += 1
+                continue
+            ids_file.write(np.asarray(example.ids, dtype=np.uint32).tobytes())
+            learned_file.write(np.asarray(example.learned, dtype=np.bool_).tobytes())
+            starts.append(starts[-1] + len(example.ids))
+            classes.append(labels.index(values[recipe.label]) if labels else 0)
+            counts["examples"] += 1
+            counts["cut"] += example.is_cut
+            counts["learned_tokens"] += sum(example.learned)
+            learned = [each for each, is_learned in zip(example.ids, example.learned, strict=True) if is_learned]
+            counts["bytes"] += len(tokenizer.decode(learned, skip_special_tokens=True).encode())
+    np.save(work / f"{split}.starts.npy", np.asarray(starts, dtype=np.int64))
+    np.save(work / f"{split}.classes.npy", np.asarray(classes, dtype=np.int64))
+    if not counts["learned_tokens"]:
+        raise HfkitError(
+            f"data: the {split} split of {place} leaves nothing to learn ({counts['dropped']} rows do not fit into "
+            f"sequence_length={length}); raise sequence_length or give more data"
+        )
+    return counts
+
+
+def pad(batch: list[dict[str, Any]], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """Examples of a class as one batch, padded on the right: `input_ids` and `attention_mask` (batch, longest)."""
+    length = max(len(example["input_ids"]) for example in batch)
+    ids = torch.full((len(batch), length), pad_token_id)
+    mask = torch.zeros(len(batch), length, dtype=torch.int64)
+    for row, example in enumerate(batch):
+        ids[row, : len(example["input_ids"])] = example["input_ids"]
+        mask[row, : len(example["input_ids"])] = 1
+    return {"input_ids": ids, "attention_mask": mask, "labels": torch.stack([example["labels"] for example in batch])}
+
+
+def show_example(example: dict[str, torch.Tensor], tokenizer: "PreTrainedTokenizerBase", tokens: int = 60) -> str:
+    """The end of an example for a person: `[...]` is context that is not learned."""
+    ids, labels = example["input_ids"].tolist(), example["labels"].tolist()
+    if not isinstance(labels, list):
+        return f"  first example, of class {labels}: {tokenizer.decode(ids[:tokens])!r}"
+    learned = sum(label != IGNORED for label in labels)
+    shown = []
+    for token_id, label in list(zip(ids, labels, strict=True))[-tokens:]:
+        text = tokenizer.decode([token_id]).replace("\n", "\\n")
+        shown.append(f"[{text}]" if label == IGNORED else text)
+    return f"  first example, {learned} of {len(ids)} tokens learned: ... {''.join(shown)}"

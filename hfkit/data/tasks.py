@@ -1,0 +1,182 @@
+"""What a model is asked to do with a row: the prompt, the completion and which tokens are learned."""
+
+import string
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from pydantic import Field
+
+from hfkit.errors import HfkitError, did_you_mean, reason
+from hfkit.recipe import StageRecipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class TaskRecipe(StageRecipe):
+    """The keys that describe a task. `prompt` and `completion` are templates: `{column}` is a column of the data."""
+
+    task: Literal["generate", "chat", "classify"] = Field(
+        description="generate: a completion after a prompt. chat: the assistant's turns. classify: a label for a text."
+    )
+    prompt: str | None = Field(
+        None,
+        min_length=1,
+        description="Template of the prompt, or of the text to classify. By default {prompt} or {text}.",
+    )
+    completion: str = Field("{completion}", min_length=1, description="Template of what is to be generated.")
+    messages: str = Field("messages", description="Column with the chat.")
+    label: str = Field("label", description="Column with the class.")
+
+    @property
+    def template(self) -> str:
+        return self.prompt or ("{text}" if self.task == "classify" else "{prompt}")
+
+    def columns(self) -> dict[str, tuple[str, str]]:
+        """The columns that the task needs: for each the key that names it, and the kind it must be of."""
+        if self.task == "chat":
+            return {self.messages: ("messages", "messages")}
+        needed = dict.fromkeys(fields_of(self.template), ("prompt", "text"))
+        if self.task == "classify":
+            return needed | {self.label: ("label", "label")}
+        return needed | dict.fromkeys(fields_of(self.completion), ("completion", "text"))
+
+
+class Example(NamedTuple):
+    """Token ids and, for each, whether it is learned; `is_cut`: some of the prompt was cut off to fit."""
+
+    ids: list[int]
+    learned: list[bool]
+    is_cut: bool = False
+
+
+def fields_of(template: str) -> list[str]:
+    """The names in a template.
+
+    Raises:
+        HfkitError: if it is not a template.
+    """
+    try:
+        return [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise HfkitError(f"{template!r}: is not a template: {error}; write {{{{ and }}}} for braces") from None
+
+
+def fill(template: str, values: dict[str, Any]) -> str:
+    """The template with its columns; a list of texts gives its first."""
+    parts = []
+    for literal, name, _, _ in string.Formatter().parse(template):
+        value = values[name] if name is not None else ""
+        parts += [literal, value if isinstance(value, str) else value[0]]
+    return "".join(parts)
+
+
+def check_columns(recipe: TaskRecipe, columns: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """The names of a task that the data does not have, as problems of the recipe's keys."""
+    columns = set(columns)
+    try:
+        for name, (key, _) in recipe.columns().items():
+            if name not in columns:
+                yield key, f"the data has no column {name!r}, {did_you_mean(name, columns)}"
+    except HfkitError as error:
+        yield "prompt", str(error)
+    if recipe.task == "generate" and not fields_of(recipe.completion):
+        yield "completion", f"{recipe.completion!r} names no column; write {{column}} where the answer stands"
+
+
+# ---- rows to tokens
+
+
+def encode(
+    recipe: TaskRecipe, values: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", length: int
+) -> Example | None:
+    """The tokens of a training row, at most `length`; None if even the completion alone does not fit.
+
+    The rule of cutting: the longest column of the prompt loses its end until all fits; the template's own words and
+    the completion stay whole. A chat is cut at its end, after the last assistant turn that fits.
+    """
+    if recipe.task == "chat":
+        return _encode_chat(values[recipe.messages], tokenizer, length)
+    if recipe.task == "classify":
+        ids, is_cut = prompt_ids(recipe, values, tokenizer, length)
+        return Example(ids, [True] * len(ids), is_cut) if ids else None
+    answer = [
+        *tokenizer(fill(recipe.completion, values), add_special_tokens=False)["input_ids"],
+        tokenizer.eos_token_id,
+    ]
+    ids, is_cut = prompt_ids(recipe, values, tokenizer, length - len(answer))
+    if not ids:
+        return None
+    return Example(ids + answer, [False] * len(ids) + [True] * len(answer), is_cut)
+
+
+def prompt_ids(
+    recipe: TaskRecipe, values: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", length: int
+) -> tuple[list[int], bool]:
+    """The tokens of the prompt, at most `length`, and whether it was cut. Empty if the bare template does not fit."""
+    if recipe.task == "chat":
+        turns = values[recipe.messages]
+        last = max((index for index, turn in enumerate(turns) if turn["role"] == "assistant"), default=len(turns))
+        text = tokenizer.apply_chat_template(turns[:last], tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return (ids, False) if len(ids) <= length else ([], True)
+    names = fields_of(recipe.template)
+    texts = {name: values[name] if isinstance(values[name], str) else values[name][0] for name in names}
+    is_cut = False
+    while len(ids := _with_beginning(fill(recipe.template, texts), tokenizer)) > length:
+        longest = max(texts, key=lambda name: len(texts[name]), default=None)
+        if longest is None or not texts[longest]:
+            return [], True
+        is_cut = True
+        texts[longest] = _shortened(texts[longest], len(ids) - length, tokenizer)
+    return ids, is_cut
+
+
+def _with_beginning(text: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """With the special tokens that the tokenizer begins a text with, but none of those it ends one with."""
+    ids = tokenizer(text)["input_ids"]
+    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+
+
+def _shortened(text: str, tokens: int, tokenizer: "PreTrainedTokenizerBase") -> str:
+    """The text without its last `tokens` tokens."""
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return text[: offsets[-tokens][0]] if tokens < len(offsets) else ""
+
+
+def _encode_chat(turns: list[dict[str, str]], tokenizer: "PreTrainedTokenizerBase", length: int) -> Example | None:
+    """Each turn's text, as the template writes it, tokenized by itself: the assistant's are learned."""
+    ids: list[int] = []
+    learned: list[bool] = []
+    is_cut, whole = False, (0, 0)
+    for text, is_answer in _segments(turns, tokenizer):
+        segment = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len(ids) + len(segment) > length:
+            is_cut = True
+            break
+        ids += segment
+        learned += [is_answer] * len(segment)
+        if is_answer:
+            whole = (len(ids), len(learned))
+    return Example(ids[: whole[0]], learned[: whole[1]], is_cut) if whole[0] else None
+
+
+def _segments(turns: list[dict[str, str]], tokenizer: "PreTrainedTokenizerBase") -> Iterator[tuple[str, bool]]:
+    """What the template writes up to each assistant turn, and that turn."""
+    done = ""
+    for index, turn in enumerate(turns):
+        if turn["role"] != "assistant":
+            continue
+        try:
+            asked = tokenizer.apply_chat_template(turns[:index], tokenize=False, add_generation_prompt=True)
+            answered = tokenizer.apply_chat_template(turns[: index + 1], tokenize=False)
+        except Exception as error:  # templates raise whatever they like
+            raise HfkitError(f"messages: the chat template refuses a row: {reason(error)}; mend the row") from None
+        if not asked.startswith(done) or not answered.startswith(asked):
+            raise HfkitError(
+                "messages: the tokenizer's chat template rewrites earlier turns, so that answers cannot be told from "
+                "prompts; use another chat_template"
+            )
+        yield asked[len(done) :], False
+        yield answered[len(asked) :], True
+        done = answered

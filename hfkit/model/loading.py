@@ -1,0 +1,130 @@
+"""Opening the model that a stage is given: a folder or a Hub id, a base with an adapter, quantized or whole."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfkit import manifest
+from hfkit.errors import HfkitError, reason
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel
+
+ADAPTER = "adapter_config.json"
+NEW_HEADS = ("score.", "classifier.", "classification_head.")  # made anew for a new set of classes
+
+
+def is_adapter(place: str) -> bool:
+    return (Path(place) / ADAPTER).is_file()
+
+
+def base_of(place: str) -> str:
+    """The base model of an adapter, a folder or an id on the Hub; of anything else, the place itself.
+
+    Raises:
+        HfkitError: if the base is a folder that is gone, or not the one that the adapter was trained on.
+    """
+    if not is_adapter(place):
+        return place
+    base = (manifest.read_json(Path(place), ADAPTER) or {}).get("base_model_name_or_path") or ""
+    made = manifest.read_json(Path(place)) or {}
+    digest = made.get("inputs", {}).get("model", {}).get("digest")
+    looks_local = base.startswith((".", "/", "runs/")) or Path(base).is_dir()
+    if looks_local and not Path(base).is_dir():
+        raise HfkitError(f"{place}: its base model {base} is not there; put it back, or correct {place}/{ADAPTER}")
+    if digest is not None and Path(base).is_dir() and manifest.content_of(base) != digest:
+        raise HfkitError(
+            f"{place}: was trained on another base model than {base} is now (sha256 {digest[:16]}, now "
+            f"{manifest.content_of(base)[:16]}); put the old base back, or train the adapter again"
+        )
+    return base
+
+
+def load_config(place: str, trust_remote_code: bool = False) -> "PretrainedConfig":
+    """The configuration of a model, of its base if it is an adapter.
+
+    Raises:
+        HfkitError: if there is none that can be read.
+    """
+    import transformers
+
+    import hfkit.model  # noqa: F401 registers the hfkit model
+
+    base = base_of(place)
+    try:
+        return transformers.AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
+    except Exception as error:  # files, network and Hub fail in many ways
+        raise HfkitError(f"{place}: no model can be loaded: {reason(error)}; name a model's folder or id") from None
+
+
+def load_model(
+    place: str,
+    task: str = "generate",
+    *,
+    labels: list[str] | None = None,
+    dtype: "torch.dtype | str" = "auto",
+    quantization: dict[str, Any] | None = None,
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+) -> "PreTrainedModel":
+    """The model at `place`, ready to be used; with an adapter, a `peft.PeftModel` on its base.
+
+    Args:
+        task: `classify` gives a model with a head of classes, anything else one that generates.
+        labels: the names of the classes, for a head that is made anew.
+        dtype: of the weights. Trainable models need float32: `auto` takes what the file has.
+        quantization: arguments of `BitsAndBytesConfig`.
+
+    Raises:
+        HfkitError: if weights are missing or left over, or the adapter does not fit.
+    """
+    import transformers
+
+    config = load_config(place, trust_remote_code)
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    if quantization is not None:
+        options["quantization_config"] = transformers.BitsAndBytesConfig(**quantization)
+    if task == "classify":
+        auto_class = transformers.AutoModelForSequenceClassification
+        if labels is not None:
+            options["id2label"] = dict(enumerate(labels))
+            options["label2id"] = {label: index for index, label in enumerate(labels)}
+            options["num_labels"] = len(labels)
+    elif config.is_encoder_decoder:
+        auto_class = transformers.AutoModelForSeq2SeqLM
+    else:
+        auto_class = transformers.AutoModelForCausalLM
+    base = base_of(place)
+    try:
+        model, found = auto_class.from_pretrained(base, output_loading_info=True, **options)
+    except Exception as error:
+        raise HfkitError(f"{base}: the model cannot be loaded: {reason(error)}") from None
+    missing = [key for key in found["missing_keys"] if task != "classify" or not key.startswith(NEW_HEADS)]
+    left_over = [key for key in found["unexpected_keys"] if task != "classify" or not key.startswith("lm_head.")]
+    _check_keys(base, missing, [*left_over, *map(str, found["mismatched_keys"])])
+    return _with_adapter(model, place) if is_adapter(place) else model
+
+
+def _with_adapter(model: "PreTrainedModel", place: str) -> Any:
+    import peft
+
+    config = peft.PeftConfig.from_pretrained(place)
+    config.inference_mode = True
+    adapted = peft.get_peft_model(model, config)
+    weights = peft.load_peft_weights(place, device="cpu")
+    try:
+        found = peft.set_peft_model_state_dict(adapted, weights)
+    except RuntimeError as error:
+        raise HfkitError(f"{place}: the adapter does not fit its base: {reason(error)}") from None
+    missing = [key for key in found.missing_keys if "lora_" in key or "modules_to_save." in key]
+    _check_keys(place, missing, found.unexpected_keys)
+    return adapted
+
+
+def _check_keys(place: str, missing: list[str], left_over: list[str]) -> None:
+    for what, keys in (("are missing", missing), ("have no place in the model", left_over)):
+        if keys:
+            shown = ", ".join(sorted(keys)[:5]) + (" ..." if len(keys) > 5 else "")
+            raise HfkitError(f"{place}: {len(keys)} weights {what}: {shown}; the files are not those of this model")
