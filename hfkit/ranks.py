@@ -1,12 +1,14 @@
 """Several processes, one of which does what only one may do."""
 
+import contextlib
 import datetime
 import functools
 import json
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from hfkit import stopping
 from hfkit.errors import HfkitError
 
 if TYPE_CHECKING:
@@ -20,8 +22,12 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
 def is_main() -> bool:
-    return os.environ.get("RANK", "0") == "0"
+    return rank() == 0
 
 
 def say(text: str = "") -> None:
@@ -44,8 +50,7 @@ def on_main(name: str, function: Callable[[], Result]) -> Result:
         return function()
     key = f"hfkit/{_next_number()}/{name}"
     if not is_main():
-        _store().wait([key], PATIENCE)
-        answer = json.loads(_store().get(key))
+        answer = json.loads(_wait_for([key])[0])
         if "problems" in answer:
             raise HfkitError(*answer["problems"])
         if "failed" in answer:
@@ -60,7 +65,7 @@ def on_main(name: str, function: Callable[[], Result]) -> Result:
         answer = {"problems": error.problems}
         raise
     finally:
-        _store().set(key, json.dumps(answer))
+        _set(key, answer)
 
 
 def of_all(name: str, value: Result) -> list[Result]:
@@ -68,10 +73,31 @@ def of_all(name: str, value: Result) -> list[Result]:
     if world_size() == 1:
         return [value]
     number = _next_number()
-    keys = [f"hfkit/{number}/{name}/{rank}" for rank in range(world_size())]
-    _store().set(keys[int(os.environ["RANK"])], json.dumps(value))
-    _store().wait(keys, PATIENCE)
-    return [json.loads(_store().get(key)) for key in keys]
+    keys = [f"hfkit/{number}/{name}/{each}" for each in range(world_size())]
+    _set(keys[rank()], value)
+    return [json.loads(value) for value in _wait_for(keys)]
+
+
+def _set(key: str, value: Any) -> None:
+    with _launcher_there():
+        _store().set(key, json.dumps(value))
+
+
+def _wait_for(keys: list[str]) -> list[bytes]:
+    with _launcher_there():
+        _store().wait(keys, PATIENCE)
+        return [_store().get(key) for key in keys]
+
+
+@contextlib.contextmanager
+def _launcher_there() -> Iterator[None]:
+    """The launcher keeps the store: if it was killed, this run ends like one that was asked to."""
+    from torch.distributed import DistError
+
+    try:
+        yield
+    except DistError:
+        raise stopping.Stopped("the end of its launcher") from None
 
 
 @functools.cache

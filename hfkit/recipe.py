@@ -8,6 +8,7 @@ import inspect
 import re
 import types
 import typing
+from collections.abc import Iterator
 from typing import Any, Literal, TypeVar
 
 import pydantic
@@ -96,16 +97,33 @@ def validate(source: Source, recipe_class: type[AnyRecipe]) -> AnyRecipe:
 def section_model(section: Section) -> type[BaseModel]:
     """A closed pydantic model of the arguments of the section's class."""
     cls = section.load_class()
-    hints = inspect.get_annotations(cls, eval_str=True)
     help_texts, reserved = _argument_help(cls), dict(section.reserved)
     fields: dict[str, Any] = {}
-    for field in dataclasses.fields(cls):
-        if field.init and field.name in hints and field.name not in reserved:
-            default = field.default.value if isinstance(field.default, enum.Enum) else field.default
+    for name, hint, default in _arguments(cls):
+        if name not in reserved:
+            default = default.value if isinstance(default, enum.Enum) else default
             default = default if isinstance(default, int | float | str) else None
-            description = help_texts.get(field.name)
-            fields[field.name] = (_plain(hints[field.name]) | None, pydantic.Field(default, description=description))
+            fields[name] = (_plain(hint) | None, pydantic.Field(default, description=help_texts.get(name)))
     return pydantic.create_model(cls.__name__, __config__=_CLOSED, **fields)
+
+
+def _arguments(cls: type) -> Iterator[tuple[str, Any, Any]]:
+    """Name, type and default of each argument: of a dataclass's fields, else as the docstring tells the types."""
+    own = inspect.get_annotations(cls) if dataclasses.is_dataclass(cls) else {}
+    if own:
+        hints = inspect.get_annotations(cls, eval_str=True)
+        yield from (
+            (each.name, hints[each.name], each.default)
+            for each in dataclasses.fields(cls)
+            if each.init and each.name in own
+        )
+        return
+    named = dict.fromkeys(name for name in vars(cls()) if not name.startswith("_"))  # where all are **kwargs
+    for name, parameter in inspect.signature(cls).parameters.items():
+        named |= {name: parameter.default} if parameter.kind is not inspect.Parameter.VAR_KEYWORD else {}
+    for name, default in named.items():
+        told = re.search(rf"^\s+{name} \(`(\w+)`(?! ?or)", cls.__doc__ or "", re.MULTILINE)
+        yield name, {"int": int, "float": float, "bool": bool, "str": str}.get(told[1] if told else ""), default
 
 
 def _section_problems(section: Section, name: str, source: Source) -> list[str]:
@@ -132,9 +150,13 @@ def _section_problems(section: Section, name: str, source: Source) -> list[str]:
 
 
 def _plain(hint: Any) -> Any:
-    """A type hint in terms that YAML can hold: an enumeration by its values, a class as a mapping."""
+    """A type hint in terms that YAML can hold: an enumeration by its values, a class as a mapping, None for any."""
+    if hint is None:
+        return bool | int | float | str | list[Any] | dict[str, Any]
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         return Literal[tuple(member.value for member in hint)]
+    if typing.get_origin(hint) is Literal and any("[" in str(member) for member in typing.get_args(hint)):
+        return str  # one of the words stands for a family, such as pissa_niter_[number of iters]
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         members = typing.get_args(hint)
         if any(isinstance(member, type) and issubclass(member, enum.Enum) for member in members):

@@ -75,12 +75,14 @@ def _start(node: graph.Node, todo: dict[str, graph.State]) -> None:
 
 
 def _give_up(folder: Path) -> None:
-    """Take the mark of a run away that ended before there was anything to go on from."""
+    """Take away what is left of a run that ended before there was anything to go on from."""
     started = manifest.read_json(folder, manifest.STARTED) or {}
-    if not started.get("committed") and not any(folder.glob("checkpoint-*")):
-        (folder / manifest.STARTED).unlink(missing_ok=True)
-        if not any(folder.iterdir()):
-            folder.rmdir()
+    if started.get("committed") or any(folder.glob("checkpoint-*")):
+        return
+    manifest.sweep(folder)
+    (folder / "metrics.jsonl").unlink(missing_ok=True)
+    if {path.name for path in folder.iterdir()} <= {manifest.STARTED}:
+        shutil.rmtree(folder)
 
 
 def _finish(node: graph.Node, folder: Path, metrics: dict[str, Any], begun: float) -> None:

@@ -53,6 +53,7 @@ def handled() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        _received = None
 
 
 @contextlib.contextmanager

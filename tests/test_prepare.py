@@ -102,7 +102,11 @@ def test_passages_keep_all_text_and_end_at_the_first_empty_line_after_4000_chara
         assert row.origin == f"{path}:{line}"
         line += row.values["text"].count("\n")
     for row in rows[:-1]:
-        assert len(row.values["text"]) > 4000 and row.values["text"].endswith("\n\n") and "\n\n" not in row.values["text"][4000:-1]
+        assert (
+            len(row.values["text"]) > 4000
+            and row.values["text"].endswith("\n\n")
+            and "\n\n" not in row.values["text"][4000:-1]
+        )
 
 
 def test_folder_glob_and_several_sources_with_their_origins(tmp_path: Path) -> None:

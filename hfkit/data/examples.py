@@ -39,6 +39,7 @@ class Examples(torch.utils.data.Dataset):
         self.learned = np.memmap(folder / f"{split}.learned", dtype=np.bool_, mode="r")
         self.starts = np.load(folder / f"{split}.starts.npy")  # of each example, and the end
         self.classes = np.load(folder / f"{split}.classes.npy")
+        self.tokens = int(self.starts[-1])
 
     def __reduce__(self) -> tuple[type, tuple[Path, str]]:
         return Examples, (self.folder, self.split)  # a worker maps the files itself
@@ -186,14 +187,19 @@ def _encode_split(
 
 
 def pad(batch: list[dict[str, Any]], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """Examples of a class as one batch, padded on the right: `input_ids` and `attention_mask` (batch, longest)."""
-    length = max(len(example["input_ids"]) for example in batch)
-    ids = torch.full((len(batch), length), pad_token_id)
-    mask = torch.zeros(len(batch), length, dtype=torch.int64)
-    for row, example in enumerate(batch):
-        ids[row, : len(example["input_ids"])] = example["input_ids"]
-        mask[row, : len(example["input_ids"])] = 1
-    return {"input_ids": ids, "attention_mask": mask, "labels": torch.stack([example["labels"] for example in batch])}
+    """Examples as one batch, padded on the right: `input_ids` and `attention_mask` (batch, longest), and the `labels`,
+    (batch, longest) of tokens or (batch,) of classes."""
+
+    def padded(rows: list[torch.Tensor], value: int) -> torch.Tensor:
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
+
+    ids = [example["input_ids"] for example in batch]
+    labels = [example["labels"] for example in batch]
+    return {
+        "input_ids": padded(ids, pad_token_id),
+        "attention_mask": padded([torch.ones_like(row) for row in ids], 0),
+        "labels": padded(labels, IGNORED) if labels[0].dim() else torch.stack(labels),
+    }
 
 
 def show_example(example: dict[str, torch.Tensor], tokenizer: "PreTrainedTokenizerBase", tokens: int = 60) -> str:

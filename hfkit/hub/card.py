@@ -16,6 +16,9 @@ print(tokenizer.tokenize("def main():"))""",
 
 generate = pipeline("text-generation", "{folder}", trust_remote_code=True)
 print(generate("def main():", max_new_tokens=40)[0]["generated_text"])""",
+    "finetune": """from hfkit.model.loading import load_model
+
+model = load_model("{folder}", task="{task}")  # the base model, and the adapter if there is one""",
     "prepare": """from datasets import load_dataset
 
 data = load_dataset("parquet", data_files={{"train": "{folder}/train.parquet"}})
@@ -45,7 +48,7 @@ def write_card(folder: Path, content: dict[str, Any]) -> None:
 Made by the hfkit stage `{content["stage"]}` in {content["seconds"]:.0f} seconds.
 
 ```python
-{_USE[content["stage"]].format(folder=content["folder"])}
+{_USE[content["stage"]].format(folder=content["folder"], task=content["recipe"].get("task"))}
 ```
 
 ## Results

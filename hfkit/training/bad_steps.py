@@ -2,9 +2,20 @@
 
 import dataclasses
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+from tqdm import tqdm
+from transformers import Trainer, TrainingArguments
 
+from hfkit import stopping
+from hfkit.errors import HfkitError
+from hfkit.ranks import is_main, say
+from hfkit.training import checkpoints
 from hfkit.training.settings import BadSteps
 
 RECENT_STEPS = 100  # whose gradient norms a spike is held against
@@ -56,3 +67,82 @@ class StepGuard:
             return None
         above = (norm - mean) / deviation if deviation else math.inf
         return f"gradient norm is {norm:.3g}, {above:.1f} sigma above its recent mean of {mean:.3g}"
+
+
+class GuardedTrainer(Trainer):
+    """Trainer that leaves bad steps out. Its log tells them, and the mean loss of the good ones."""
+
+    def __init__(self, model: nn.Module, args: TrainingArguments, bad_steps: BadSteps | None = None, **kwargs: Any):
+        super().__init__(model, args, **kwargs)
+        self.guard = StepGuard(bad_steps or BadSteps())
+        self._loss_at_step_begin: torch.Tensor | None = None
+        self._norm = torch.tensor(0.0)  # of the last step
+        self._logged_step = self._skipped_since_log = 0
+        self._bad: str | None = None  # what was wrong with the step that was just left out
+        self._is_stopping = False  # a process was asked to stop
+        if self.is_deepspeed_enabled:
+            say("  DeepSpeed updates the weights inside its backward pass: bad steps are told, but not left out")
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self._loss_at_step_begin is None:
+            self._loss_at_step_begin = self._tr_loss.clone()
+        return super().training_step(*args, **kwargs)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Called between the last backward pass of a step and the optimizer: here a bad step is left out.
+
+        This waits for the device, once a step. All processes decide alike: they share what they have seen.
+        """
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        loss = self._tr_loss - self._loss_at_step_begin
+        norm = torch.as_tensor(grad_norm, device=loss.device, dtype=torch.float32)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        is_asked = torch.tensor(stopping.requested() is not None, device=loss.device)
+        seen = torch.stack([loss.isnan(), loss.isinf(), norm.isnan(), norm.isinf(), is_asked]).float()
+        share = norm.nan_to_num(0.0, 0.0, 0.0) / self.args.world_size
+        *flags, mean_norm = self.accelerator.reduce(torch.cat([seen, share[None]]), "sum").tolist()
+        loss_is_nan, loss_is_inf, norm_is_nan, norm_is_inf, self._is_stopping = map(bool, flags)
+        self._bad = self.guard.judge(
+            math.nan if loss_is_nan else math.inf if loss_is_inf else 0.0,
+            math.nan if norm_is_nan else math.inf if norm_is_inf else mean_norm,
+        )
+        if self._bad:
+            self._tr_loss.copy_(self._loss_at_step_begin)
+            self._skipped_since_log += 1
+            # Without gradients no optimizer does anything, not even decay weights or moments.
+            model.zero_grad(set_to_none=True)
+            scaler = self.accelerator.scaler
+            if scaler is not None and not (loss_is_nan or loss_is_inf) and scaler.get_scale() > 1:
+                self.guard.in_a_row = 0  # fp16 is looking for its scale
+        self._loss_at_step_begin = None
+        self._norm = norm
+        return grad_norm
+
+    def _tell_bad_step(self) -> None:
+        reason, self._bad = self._bad, None
+        limit, step = self.guard.settings.stop_after, self.state.global_step
+        is_log_due = self.control.should_log
+        self.log({"skipped": reason, "skipped_steps": self.guard.skipped})
+        self.control.should_log = is_log_due
+        if is_main():
+            tqdm.write(f"  step {step} is left out: {reason} ({self.guard.in_a_row} in a row, {limit} stop the run)")
+        if self.guard.is_exhausted:
+            last = next(reversed(checkpoints.committed(Path(self.args.output_dir)).values()), None)
+            raise HfkitError(
+                f"{self.args.output_dir}: {limit} steps in a row were left out, up to step {step}: {reason}. "
+                f"The weights are those after step {step - limit}; the last good checkpoint is "
+                f"{last or 'not yet written'}.\n"
+                f"  Lower train.learning_rate or train.max_grad_norm, or look for what is odd in the data; then "
+                f"add --force to go on from that checkpoint with the changed recipe, or --fresh to begin again."
+            )
+
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            steps = self.state.global_step - self._logged_step
+            good = steps - self._skipped_since_log
+            if self._skipped_since_log:  # Trainer has divided by all steps
+                loss = logs.pop("loss")
+                logs |= {"loss": loss * steps / good} if good else {}
+                logs["skipped_steps"] = self.guard.skipped
+            self._logged_step, self._skipped_since_log = self.state.global_step, 0
+        super().log(logs, start_time)

@@ -89,6 +89,7 @@ class MetricsFile(TrainerCallback):
     def __init__(self, path: Path):
         self.path = path
         self.waiting: list[str] = []
+        self.kept: set[tuple[int, str | None]] = set()
         self.is_cut = False  # the last line may have been written in part
 
     def on_train_begin(
@@ -96,6 +97,7 @@ class MetricsFile(TrainerCallback):
     ) -> None:
         if state.is_world_process_zero:
             kept = [line for line in read_log(self.path) if line["step"] <= state.global_step]
+            self.kept = {(line["step"], _kind(line)) for line in kept}
             manifest.write_file(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def on_log(
@@ -108,6 +110,8 @@ class MetricsFile(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero or not logs or "train_runtime" in logs:
             return
+        if (state.global_step, _kind(logs)) in self.kept:
+            return  # made again by a run that was stopped between it and its checkpoint
         words = {
             key: str(value) for key, value in logs.items() if isinstance(value, float) and not math.isfinite(value)
         }
@@ -121,6 +125,10 @@ class MetricsFile(TrainerCallback):
             if not self.is_cut:
                 say(f"  WARNING: {self.path}: {error.strerror}; the log waits in memory")
             self.is_cut = True
+
+
+def _kind(line: dict[str, Any]) -> str | None:
+    return next((key for key in ("skipped", "loss", "eval_loss") if key in line), None)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

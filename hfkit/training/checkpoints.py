@@ -104,7 +104,10 @@ def _prepare(run: Path, work: Path, needed_bytes: int, keep: int | None, best: i
     manifest.sweep(run)
     needed_bytes += _SPARE_BYTES
     if _free(run) < needed_bytes and keep is not None:
-        _rotate(run, max(keep - 1, 1), best)  # those that would go after the commit anyway
+        going = _superfluous(run, max(keep - 1, 1), best)  # those that would go after the commit anyway
+        freed = sum(path.stat().st_size for folder in going for path in folder.rglob("*") if path.is_file())
+        if _free(run) + freed >= needed_bytes:
+            _remove(going)
     if (free := _free(run)) < needed_bytes:
         return f"{free / 1e6:,.1f} MB are free in {run}, {needed_bytes / 1e6:,.1f} MB are needed; make room"
     work.mkdir()
@@ -138,7 +141,7 @@ def _finish(run: Path, step: int, work: Path, keep: int | None, best: int | None
     manifest.sync(run)
     if started and not started.get("committed"):
         manifest.write_json(run / manifest.STARTED, {**started, "committed": True})
-    _rotate(run, keep, best)
+    _remove(_superfluous(run, keep, best))
 
 
 def _secure(work: Path) -> dict[str, dict[str, Any]]:
@@ -160,13 +163,16 @@ def _digest(description: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
-def _rotate(run: Path, keep: int | None, best: int | None) -> None:
-    steps = list(committed(run))
-    for step in steps[: -max(keep, 1)] if keep is not None else []:
-        if step != best:
-            # Renamed first: a kill while its files go must not leave something that looks like a checkpoint.
-            gone = (run / f"checkpoint-{step}").rename(run / f".checkpoint-{step}.old{manifest.PARTIAL}")
-            shutil.rmtree(gone)
+def _superfluous(run: Path, keep: int | None, best: int | None) -> list[Path]:
+    """All but the newest `keep` checkpoints and that of step `best`."""
+    there = list(committed(run).items())
+    return [path for step, path in there[: -max(keep, 1)] if step != best] if keep is not None else []
+
+
+def _remove(folders: list[Path]) -> None:
+    for folder in folders:
+        # Renamed first: a kill while its files go must not leave something that looks like a checkpoint.
+        shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}.old{manifest.PARTIAL}")))
 
 
 # ---- reading

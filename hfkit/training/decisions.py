@@ -84,7 +84,9 @@ def decide(
     else:
         precision, roof_flops = fastest_precision(args.device)
     rows_a_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * len(rows) / rows_a_step)
+    steps = (
+        args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * math.ceil(len(rows) / rows_a_step))
+    )
     pays = train.get("torch_compile")
     if pays is None:
         pays = _compilation_pays(args, model, rows, collate, steps * args.gradient_accumulation_steps, precision)

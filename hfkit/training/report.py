@@ -12,7 +12,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from hfkit import manifest
 from hfkit.data import corpus
-from hfkit.data.packing import PackedRows
 from hfkit.ranks import on_main
 from hfkit.training.callbacks import draw_loss, read_log
 from hfkit.training.trainer import HfkitTrainer
@@ -21,8 +20,8 @@ XZ_LIMIT_BYTES = 4_000_000
 PROMPT_TOKENS, NEW_TOKENS = 12, 60
 
 
-def evaluate(trainer: HfkitTrainer, validation: PackedRows, test: PackedRows) -> dict[str, float]:
-    """`loss`, `perplexity` and `bits_per_byte` of the test split, and the same of validation by its name."""
+def evaluate(trainer: Any, validation: Any, test: Any) -> dict[str, float]:
+    """What `trainer.evaluate` gives for the test split by its bare name, such as `loss`, and for validation."""
     on_validation = trainer.evaluate(validation, metric_key_prefix="validation")
     on_test = trainer.evaluate(test, metric_key_prefix="test")
     return {name.removeprefix("test_"): value for name, value in on_test.items()} | on_validation
@@ -112,3 +111,15 @@ def summary(metrics: dict[str, Any], samples: list[tuple[str, str]], folder: Pat
         f"  model, tokenizer, README.md, metrics.json, metrics.jsonl and loss.png are in {folder}/",
     ]
     return "\n".join(lines)
+
+
+def task_summary(metrics: dict[str, Any], folder: Path) -> str:
+    """The result of a fine-tuning for a person."""
+    shown = ("loss", "perplexity", "rouge1", "rouge2", "rougeL", "bleu", "exact_match", "accuracy", "f1")
+    lines = ["", "  test", *(f"    {name:<12} {metrics[name]:10.4g}" for name in shown if name in metrics), ""]
+    if metrics["tokens_per_second"]:
+        lines.append(
+            f"  trained at {metrics['tokens_per_second']:,.0f} tokens/s, "
+            f"{metrics['roof_share']:.0%} of the measured matmul peak, in {metrics['train_seconds']:,.0f} s"
+        )
+    return "\n".join([*lines, f"  {metrics['size_bytes'] / 1e6:,.1f} MB; everything is in {folder}/"])

@@ -1,6 +1,7 @@
 """The trainer of language models: the optimizers, and evaluation by token sums."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,24 @@ from hfkit.data.packing import IGNORED, PackedRows
 from hfkit.errors import HfkitError
 from hfkit.ranks import is_main
 from hfkit.training.optimizers import MuonWithAdamW, is_hidden_matrix
-from hfkit.training.resumable import ResumableTrainer, StoppedInEvaluation, own_random_numbers
+from hfkit.training.progress import own_random_numbers
+from hfkit.training.resumable import ResumableTrainer, StoppedInEvaluation
 
 
 class HfkitTrainer(ResumableTrainer):
     """Trainer with `optimizer` (`adamw` or `muon`), and losses that are sums over tokens divided by their number."""
 
-    def __init__(self, *args: Any, optimizer: str = "adamw", **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        optimizer: str = "adamw",
+        task_metrics: Callable[[], dict[str, float]] | None = None,
+        **kwargs: Any,
+    ):
+        """`task_metrics` are added to those of an evaluation during training, such as ROUGE of generated texts."""
         super().__init__(*args, **kwargs)
         self.optimizer_name = optimizer
+        self.task_metrics = task_metrics
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is not None or self.optimizer_name == "adamw":
@@ -74,6 +84,9 @@ class HfkitTrainer(ResumableTrainer):
             f"{metric_key_prefix}_bits_per_byte": nats / math.log(2) / rows.bytes,
         }
         if metric_key_prefix == "eval":  # in training; what follows it stands in metrics.json
+            if self.task_metrics is not None:
+                with self.pause(), own_random_numbers(self.args.device):
+                    metrics |= {f"eval_{name}": value for name, value in self.task_metrics().items()}
             self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -1,0 +1,216 @@
+"""Fine-tune a model for a task: all of its weights, or an adapter on it (LoRA), quantized or not."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+from hfkit.data import corpus
+from hfkit.data.tasks import TaskRecipe, check_columns
+from hfkit.data.tokenizer import load_tokenizer
+from hfkit.errors import HfkitError
+from hfkit.ranks import on_main, say, world_size
+from hfkit.recipe import Input, Section, StageRecipe
+from hfkit.training.settings import TRAIN, BadSteps
+
+MAKES, DISTRIBUTED = "model", True
+
+
+class Recipe(TaskRecipe):
+    """A model trained for a task on the completions only. With `lora:` an adapter is trained, with `quantization:` on
+    a quantized base (QLoRA); without, all weights."""
+
+    stage: Literal["finetune"]
+    model: Annotated[str, Input("model")]
+    data: Annotated[str, Input("data set")]
+    sequence_length: int = pydantic.Field(512, ge=8, description="Most tokens of an example, and tokens of a row.")
+    packing: bool = pydantic.Field(
+        True, description="Fill each row with several examples, none of which attends to another. Not for classes."
+    )
+    lora: Annotated[dict[str, Any] | None, Section("peft.LoraConfig")] = None
+    quantization: Annotated[
+        dict[str, Any] | None, Section("transformers.BitsAndBytesConfig", (("quant_method", "it is bitsandbytes"),))
+    ] = None
+    merge: bool = pydantic.Field(False, description="Also write merged/: the base with the adapter's weights added.")
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    attn_implementation: Literal["eager", "sdpa", "flex_attention", "flash_attention_2"] = "sdpa"
+    evaluation_rows: int = pydantic.Field(
+        50, ge=1, description="Rows of validation for which texts are generated at each evaluation during training."
+    )
+    generation: Annotated[dict[str, Any], Section("transformers.GenerationConfig")] = {}
+    trust_remote_code: bool = pydantic.Field(False, description="Run the code that comes with the model.")
+    bad_steps: BadSteps = pydantic.Field(BadSteps(), description="What to do about steps whose numbers are bad.")
+    train: Annotated[dict[str, Any], TRAIN]
+
+    @pydantic.model_validator(mode="after")
+    def _adapter_keys(self) -> "Recipe":
+        if self.lora is None and self.quantization is not None:
+            raise ValueError(
+                "quantization=...: quantized weights cannot be trained; add `lora: {}` to train an adapter"
+            )
+        if self.lora is None and self.merge:
+            raise ValueError("merge=true: without `lora:` there is no adapter to merge; delete one of them")
+        return self
+
+
+def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> Iterator[tuple[str, str]]:
+    """What can be known before a weight is loaded or a row is tokenized."""
+    from hfkit.training.adapters import refuse_adapter
+
+    if problem := corpus.problem_with(places["data"]):
+        yield "data", problem
+        return
+    planned = getattr(recipes.get("data"), "columns", None)
+    columns = planned or (corpus.columns_of(places["data"]) if Path(places["data"]).is_dir() else None)
+    if columns is not None:
+        yield from check_columns(recipe, columns)
+    if problem := refuse_adapter(places["model"]):
+        yield "model", problem
+        return
+    if Path(places["model"]).is_dir():
+        from hfkit.model.loading import load_config
+
+        try:
+            load_tokenizer(places["model"])
+            longest = load_config(places["model"], recipe.trust_remote_code).max_position_embeddings
+        except (HfkitError, AttributeError) as error:
+            if isinstance(error, HfkitError):
+                yield "model", str(error)
+            return
+    else:
+        longest = getattr(recipes.get("model"), "sequence_length", None)
+    if longest is not None and recipe.sequence_length > longest:
+        yield "sequence_length", f"must be at most the model's {longest} positions, got {recipe.sequence_length}"
+
+
+def external(recipe: Recipe) -> dict[str, Any]:
+    return {}
+
+
+def describe(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> dict[str, Any]:
+    return {
+        "task": recipe.task,
+        "trains": "all weights" if recipe.lora is None else "an adapter (LoRA)",
+        "tokens a row": f"{recipe.sequence_length:,}",
+    }
+
+
+def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
+    from transformers import set_seed
+    from transformers.utils import logging
+
+    from hfkit.data.examples import Examples, show_example, task_examples
+    from hfkit.training import checkpoints, report, roof
+    from hfkit.training.task_metrics import TaskMetrics
+    from hfkit.training.trainer import training_arguments
+
+    # Data
+    logging.disable_progress_bar()  # of writing a few files
+    checkpoint = on_main("resume", lambda: str(checkpoints.newest(output) or ""))
+    tokenizer = load_tokenizer(places["model"])
+    length, cache = recipe.sequence_length, output.parent / ".cache"
+    folder = on_main("examples", lambda: str(task_examples(places["data"], recipe, tokenizer, length, cache)))
+    splits = {split: Examples(Path(folder), split) for split in corpus.SPLITS}
+    counts = splits["train"].counts
+    say(f"  {counts['examples']:,} examples, {counts['cut']:,} cut to {length} tokens, {counts['dropped']:,} dropped")
+    say(show_example(splits["train"][0], tokenizer))
+
+    # Model
+    args = training_arguments(recipe.train, output)
+    roof.use_all_cores(args.device)
+    set_seed(args.seed)
+    model = _load(recipe, places["model"], splits["train"].labels, tokenizer)
+
+    # Training
+    task_metrics = TaskMetrics(recipe, places["data"], tokenizer, args.per_device_train_batch_size)
+    trainer, test_rows, speed, decided = _trainer(recipe, model, tokenizer, splits, task_metrics, output)
+    if checkpoint:
+        say(f"  going on from {checkpoint}")
+    trainer.train(resume_from_checkpoint=checkpoint or None)
+
+    # Result
+    metrics: dict[str, Any] = report.evaluate(trainer, trainer.eval_dataset, test_rows)
+    if recipe.task != "classify":
+        metrics |= task_metrics(model, "test", recipe.evaluation_rows)
+    metrics |= speed.summary() | {"train_seconds": round(trainer.train_seconds, 1)}
+    metrics |= {**decided, "device": args.device.type, "seed": args.seed, "skipped_steps": trainer.guard.skipped}
+    metrics |= {"examples": counts["examples"], "cut": counts["cut"], "dropped": counts["dropped"]}
+    metrics["size_bytes"] = report.save(trainer, tokenizer, output)
+    if recipe.merge:
+        ids = splits["train"][0]["input_ids"][None]
+        metrics["merge_drift"] = on_main("merge", lambda: _merge(recipe, tokenizer, output, ids))
+    say(report.task_summary(metrics, output))
+    return metrics
+
+
+def _load(recipe: Recipe, place: str, labels: list[str] | None, tokenizer: Any) -> Any:
+    """The model to train: in float32, with an adapter or a head of classes where the recipe asks for one."""
+    import torch
+
+    from hfkit.model.loading import load_model
+    from hfkit.training import adapters
+
+    model: Any = load_model(
+        place,
+        recipe.task,
+        labels=labels,
+        dtype=torch.float32,
+        quantization=recipe.quantization,
+        attn_implementation=recipe.attn_implementation,
+        trust_remote_code=recipe.trust_remote_code,
+    )
+    if recipe.task == "classify":
+        model.config.pad_token_id = tokenizer.pad_token_id
+    if recipe.lora is None:
+        return model
+    return adapters.adapt(model, recipe.lora, recipe.task, recipe.quantization is not None)
+
+
+def _trainer(
+    recipe: Recipe, model: Any, tokenizer: Any, splits: dict[str, Any], task_metrics: Any, output: Path
+) -> tuple[Any, Any, Any, dict[str, Any]]:
+    """The trainer of the task, the rows of the test split, what measures the speed, and what measuring decided."""
+    from transformers import default_data_collator
+
+    from hfkit.data.examples import PackedExamples, pad
+    from hfkit.training import roof
+    from hfkit.training.callbacks import Speed, watch
+    from hfkit.training.classification import ClassificationTrainer
+    from hfkit.training.decisions import settle
+    from hfkit.training.trainer import HfkitTrainer
+
+    collate: Any = default_data_collator
+    if recipe.packing and recipe.task != "classify":
+        rows: Any = {
+            name: PackedExamples(split, recipe.sequence_length, tokenizer.pad_token_id)
+            for name, split in splits.items()
+        }
+    else:
+        rows, collate = splits, partial(pad, pad_token_id=tokenizer.pad_token_id)
+    args, decided = settle(
+        recipe.train, output, model, rows["train"], lambda count: f"{count} rows, {recipe.optimizer}", collate
+    )
+    data = {"data_collator": collate, "train_dataset": rows["train"], "eval_dataset": rows["validation"]}
+    trainer: Any
+    if recipe.task == "classify":
+        trainer = ClassificationTrainer(model, args, recipe.bad_steps, **data)
+    else:
+        sample = partial(task_metrics, model, "validation", recipe.evaluation_rows)
+        trainer = HfkitTrainer(model, args, recipe.bad_steps, optimizer=recipe.optimizer, task_metrics=sample, **data)
+    tokens_a_row = splits["train"].tokens / len(rows["train"])
+    flops = roof.training_flops_per_token(model, recipe.sequence_length)
+    speed = Speed(trainer, int(decided["rows_a_step"] * tokens_a_row), flops, decided["roof_flops"] * world_size())
+    watch(trainer, speed, output / "metrics.jsonl")
+    return trainer, rows["test"], speed, decided
+
+
+def _merge(recipe: Recipe, tokenizer: Any, output: Path, ids: Any) -> float:
+    """Write merged/, and say how far its logits are from the adapter's."""
+    from hfkit.training import adapters
+
+    drift = adapters.merge(output, output / "merged", recipe.task, recipe.quantization, ids)
+    tokenizer.save_pretrained(output / "merged")
+    say(f"  merged/: its logits are off by {drift:.2g} of what the adapter changes in the base's")
+    return drift

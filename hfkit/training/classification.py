@@ -1,0 +1,64 @@
+"""The trainer of classifiers: evaluation by counts of right and wrong."""
+
+import math
+from typing import Any
+
+import torch
+from torch.nn import functional
+from tqdm import tqdm
+
+from hfkit.data.examples import Examples
+from hfkit.evaluation import load_metric
+from hfkit.ranks import is_main
+from hfkit.training.progress import own_random_numbers
+from hfkit.training.resumable import ResumableTrainer, StoppedInEvaluation
+
+
+class ClassificationTrainer(ResumableTrainer):
+    """Trainer of a model with a head of classes."""
+
+    def evaluate(
+        self,
+        eval_dataset: Examples | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """`<prefix>_loss` in nats an example, `<prefix>_accuracy` and `<prefix>_f1` (macro), over all examples."""
+        examples = self.eval_dataset if eval_dataset is None else eval_dataset
+        with self.pause(), own_random_numbers(self.args.device):
+            nats, predicted, expected = self._predict(examples, f"evaluating {metric_key_prefix}")
+        f1 = load_metric("f1").compute(predictions=predicted, references=expected, average="macro") or {}
+        right = sum(one == other for one, other in zip(predicted, expected, strict=True))
+        metrics = {
+            f"{metric_key_prefix}_loss": nats / len(expected),
+            f"{metric_key_prefix}_accuracy": right / len(expected),
+            f"{metric_key_prefix}_f1": float(f1["f1"]),
+        }
+        if metric_key_prefix == "eval":
+            self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    @torch.no_grad()
+    def _predict(self, examples: Examples, title: str) -> tuple[float, list[int], list[int]]:
+        """The sum of the losses in nats, the predicted and the expected classes, over all processes."""
+        # Not the compiled model: a second graph would cost more time than it saves. A sharded one runs wrapped only.
+        model: Any = self.model_wrapped if self.is_fsdp_enabled or self.is_deepspeed_enabled else self.model
+        was_training = model.training
+        model.eval()
+        nats, predicted, expected = 0.0, list[int](), list[int]()
+        for batch in tqdm(
+            self.get_eval_dataloader(examples), desc=title, leave=False, mininterval=1, disable=not is_main()
+        ):
+            if self.is_in_train and self._agree_to_stop():
+                raise StoppedInEvaluation
+            labels = batch.pop("labels")
+            logits = model(**batch).logits.float()
+            losses = functional.cross_entropy(logits, labels, reduction="none")
+            # This drops the examples that were repeated to fill the last batch of all processes.
+            losses, found, labels = self.accelerator.gather_for_metrics((losses, logits.argmax(-1), labels))
+            nats += losses.double().sum().item()
+            predicted += found.tolist()
+            expected += labels.tolist()
+        model.train(was_training)
+        return nats if math.isfinite(nats) else math.inf, predicted, expected
