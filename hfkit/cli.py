@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Libraries speak of what they could not load and of what does not matter here; hfkit says what does.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore", FutureWarning)  # is for those who write the libraries' callers
     try:
         with stopping.handled():
             _do(options, [*options.overrides, *rest] if options.command != "schema" else [])

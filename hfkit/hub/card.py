@@ -31,6 +31,14 @@ def write_card(folder: Path, content: dict[str, Any]) -> None:
     metadata: dict[str, Any] = {"tags": ["hfkit"]}
     if content["stage"] == "pretrain":
         metadata = {"library_name": "transformers", "pipeline_tag": "text-generation", **metadata}
+    if content["stage"] == "finetune":
+        is_adapter, is_classifier = content["recipe"]["lora"] is not None, content["recipe"]["task"] == "classify"
+        metadata = {
+            "library_name": "peft" if is_adapter else "transformers",
+            "pipeline_tag": "text-classification" if is_classifier else "text-generation",
+            "base_model": content["inputs"]["model"]["place"],
+            **metadata,
+        }
     name = content["name"]
     rows = "\n".join(f"| {key} | {_cell(value)} |" for key, value in content["metrics"].items() if _is_cell(value))
     inputs = "\n".join(

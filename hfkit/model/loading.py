@@ -64,6 +64,7 @@ def load_model(
     labels: list[str] | None = None,
     dtype: "torch.dtype | str" = "auto",
     quantization: dict[str, Any] | None = None,
+    dequantize: bool = False,
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
 ) -> "PreTrainedModel":
@@ -74,6 +75,7 @@ def load_model(
         labels: the names of the classes, for a head that is made anew.
         dtype: of the weights. Trainable models need float32: `auto` takes what the file has.
         quantization: arguments of `BitsAndBytesConfig`.
+        dequantize: give the quantized base back as plain float32 weights, before it takes its adapter.
 
     Raises:
         HfkitError: if weights are missing or left over, or the adapter does not fit.
@@ -104,7 +106,25 @@ def load_model(
     missing = [key for key in found["missing_keys"] if task != "classify" or not key.startswith(NEW_HEADS)]
     left_over = [key for key in found["unexpected_keys"] if task != "classify" or not key.startswith("lm_head.")]
     _check_keys(base, missing, [*left_over, *map(str, found["mismatched_keys"])])
+    if quantization is not None:
+        _check_blocks(model)
+        if dequantize:
+            model = model.dequantize().float()
     return _with_adapter(model, place) if is_adapter(place) else model
+
+
+def _check_blocks(model: Any) -> None:
+    """bitsandbytes' 4-bit kernel for CPUs fails in its first forward pass where blocks run over the ends of rows."""
+    from bitsandbytes.nn import Linear4bit
+
+    for name, module in model.named_modules():
+        if isinstance(module, Linear4bit) and module.weight.device.type == "cpu":
+            block = module.weight.quant_state.blocksize
+            if module.in_features % block:
+                raise HfkitError(
+                    f"quantization: {name} has {module.in_features} inputs, and 4-bit weights on a CPU need a multiple "
+                    f"of {block}; use load_in_8bit, or a model of such sizes"
+                )
 
 
 def _with_adapter(model: "PreTrainedModel", place: str) -> Any:

@@ -55,9 +55,7 @@ def merge(adapter: Path, output: Path, task: str, quantization: dict[str, Any] |
     with adapted.disable_adapter():
         base = _logits(adapted, ids)
     del adapted
-    fresh = load_model(str(adapter), task, quantization=quantization)
-    if quantization is not None:
-        fresh.base_model.model.dequantize()
+    fresh = load_model(str(adapter), task, quantization=quantization, dequantize=True)
     merged = fresh.merge_and_unload(safe_merge=True)
     merged.save_pretrained(output)
     found = _logits(load_model(str(output), task), ids)

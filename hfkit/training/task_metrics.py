@@ -24,7 +24,7 @@ class TaskMetrics:
 
     def __init__(self, recipe: Any, data: str, tokenizer: PreTrainedTokenizerBase, batch_size: int):
         self.recipe, self.data, self.tokenizer, self.batch_size = recipe, data, tokenizer, batch_size
-        self.generation = {"max_new_tokens": NEW_TOKENS, **recipe.generation}
+        self.generation = {"max_new_tokens": min(NEW_TOKENS, recipe.sequence_length // 2), **recipe.generation}
         if recipe.task == "chat":  # an answer ends where the template ends a turn
             self.generation.setdefault("eos_token_id", _ends_of_turn(tokenizer))
 
@@ -34,9 +34,10 @@ class TaskMetrics:
         room = self.recipe.sequence_length - self.generation["max_new_tokens"]
         prompts = [prompt_ids(self.recipe, row, self.tokenizer, room)[0] for row in rows]
         kept = [index for index, prompt in enumerate(prompts) if prompt]
-        texts = generate(model, self.tokenizer, [prompts[index] for index in kept], self.batch_size, self.generation)
-        references = [reference(self.recipe, rows[index]) for index in kept]
-        return on_main("task metrics", lambda: score([text.strip() for text in texts], references))
+        found = generate(model, self.tokenizer, [prompts[index] for index in kept], self.batch_size, self.generation)
+        texts = dict(zip(kept, found, strict=True))
+        predictions = [texts.get(index, "").strip() for index in range(len(rows))]  # "" where the prompt has no room
+        return on_main("task metrics", lambda: score(predictions, [reference(self.recipe, row) for row in rows]))
 
 
 def score(predictions: list[str], references: list[list[str]]) -> dict[str, float]:
