@@ -81,8 +81,12 @@ def sweep(folder: Path, pattern: str = "*") -> None:
             path.unlink()
 
 
+def as_json(value: dict[str, Any]) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    write_file(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_file(path, as_json(value))
 
 
 def sha256_of(path: Path) -> str:

@@ -48,6 +48,16 @@ def test_the_main_job_runs_from_nothing(
     assert cli.main(["run", recipe, *SHORT]) == 0
     assert "runs/pretrain is up to date" in capsys.readouterr().out
 
+    # What comes after it: two steps of each fine-tuning, and an evaluation of a few rows.
+    steps = [option for option in SHORT if "save_strategy" not in option]
+    for name in ("finetune", "classify"):
+        path = str(ROOT / "recipes" / f"{name}.yaml")
+        assert cli.main(["run", path, "model=runs/pretrain", "train.num_train_epochs=1", *steps]) == 0
+    assert {path.name for path in Path("runs/finetune").iterdir()} >= {"adapter_model.safetensors", "merged"}
+    evaluate = str(ROOT / "recipes" / "evaluate.yaml")
+    assert cli.main(["run", evaluate, "model=runs/finetune", "limit=4", "generation.max_new_tokens=4"]) == 0
+    assert len(Path("runs/evaluate/predictions.jsonl").read_text(encoding="utf-8").splitlines()) == 4
+
 
 def test_the_gpt2_chain_runs_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The three recipes, with the Hub's data set and the model's size replaced by small ones."""

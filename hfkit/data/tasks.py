@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class TaskRecipe(StageRecipe):
     """The keys that describe a task. `prompt` and `completion` are templates: `{column}` is a column of the data."""
 
-    task: Literal["generate", "chat", "classify"] = Field(
+    task: Literal["text", "generate", "chat", "classify"] = Field(
         description="generate: a completion after a prompt. chat: the assistant's turns. classify: a label for a text."
     )
     prompt: str | None = Field(
@@ -82,6 +82,17 @@ def check_columns(recipe: TaskRecipe, columns: Iterable[str]) -> Iterator[tuple[
         yield "prompt", str(error)
     if recipe.task == "generate" and not fields_of(recipe.completion):
         yield "completion", f"{recipe.completion!r} names no column; write {{column}} where the answer stands"
+
+
+def reference(recipe: TaskRecipe, row: dict[str, Any]) -> list[str]:
+    """What a prediction is held against: each of several completions."""
+    if recipe.task == "chat":
+        return [
+            next(turn["content"] for turn in reversed(row[recipe.messages]) if turn["role"] == "assistant").strip()
+        ]
+    several = max((len(value) for value in row.values() if isinstance(value, list)), default=1)
+    versions = [{k: v[i % len(v)] if isinstance(v, list) else v for k, v in row.items()} for i in range(several)]
+    return list(dict.fromkeys(fill(recipe.completion, version).strip() for version in versions))
 
 
 # ---- rows to tokens

@@ -19,6 +19,10 @@ print(generate("def main():", max_new_tokens=40)[0]["generated_text"])""",
     "finetune": """from hfkit.model.loading import load_model
 
 model = load_model("{folder}", task="{task}")  # the base model, and the adapter if there is one""",
+    "evaluate": """import json
+
+for line in open("{folder}/predictions.jsonl"):
+    print(json.loads(line)["prediction"])""",
     "prepare": """from datasets import load_dataset
 
 data = load_dataset("parquet", data_files={{"train": "{folder}/train.parquet"}})

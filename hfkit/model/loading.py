@@ -122,8 +122,8 @@ def _check_blocks(model: Any) -> None:
             block = module.weight.quant_state.blocksize
             if module.in_features % block:
                 raise HfkitError(
-                    f"quantization: {name} has {module.in_features} inputs, and 4-bit weights on a CPU need a multiple "
-                    f"of {block}; use load_in_8bit, or a model of such sizes"
+                    f"quantization: {name} has {module.in_features} inputs, and 4-bit weights on a CPU need a "
+                    f"multiple of {block}; use load_in_8bit, or a model of such sizes"
                 )
 
 

@@ -25,6 +25,9 @@ class Recipe(TaskRecipe):
     stage: Literal["finetune"]
     model: Annotated[str, Input("model")]
     data: Annotated[str, Input("data set")]
+    task: Literal["generate", "chat", "classify"] = pydantic.Field(
+        description="generate: a completion after a prompt. chat: the assistant's turns. classify: a label for a text."
+    )
     sequence_length: int = pydantic.Field(512, ge=8, description="Most tokens of an example, and tokens of a row.")
     packing: bool = pydantic.Field(
         True, description="Fill each row with several examples, none of which attends to another. Not for classes."

@@ -219,7 +219,8 @@ def problems_with(checkpoint: Path) -> list[str]:
         return [f"{DESCRIPTION}: is damaged"]
     if description is None:
         return [f"{DESCRIPTION}: is missing"]
-    if not isinstance(description, dict) or description.pop("digest", None) != _digest(description):
+    is_as_written = (checkpoint / DESCRIPTION).read_text(encoding="utf-8") == manifest.as_json(description)
+    if not is_as_written or not isinstance(description, dict) or description.pop("digest", 0) != _digest(description):
         return [f"{DESCRIPTION}: is damaged"]
     if checkpoint.name != f"checkpoint-{description['step']}":
         return [f"{DESCRIPTION}: describes step {description['step']}"]

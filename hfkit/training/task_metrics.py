@@ -6,7 +6,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from hfkit.data import corpus
-from hfkit.data.tasks import TaskRecipe, fill, prompt_ids
+from hfkit.data.tasks import prompt_ids, reference
 from hfkit.evaluation import load_metric
 from hfkit.evaluation.generation import generate
 from hfkit.ranks import on_main
@@ -49,17 +49,6 @@ def score(predictions: list[str], references: list[list[str]]) -> dict[str, floa
     found = {"rouge1": rouge["rouge1"], "rouge2": rouge["rouge2"], "rougeL": rouge["rougeL"]}
     found |= {"bleu": bleu["score"], "exact_match": exact["exact_match"]}
     return {name: float(value) for name, value in found.items()}
-
-
-def reference(recipe: TaskRecipe, row: dict[str, Any]) -> list[str]:
-    """What a prediction is held against: each of several completions."""
-    if recipe.task == "chat":
-        return [
-            next(turn["content"] for turn in reversed(row[recipe.messages]) if turn["role"] == "assistant").strip()
-        ]
-    several = max((len(value) for value in row.values() if isinstance(value, list)), default=1)
-    versions = [{k: v[i % len(v)] if isinstance(v, list) else v for k, v in row.items()} for i in range(several)]
-    return list(dict.fromkeys(fill(recipe.completion, version).strip() for version in versions))
 
 
 def _ends_of_turn(tokenizer: PreTrainedTokenizerBase) -> list[int]:
