@@ -6,12 +6,14 @@ disks of their own nothing could be renamed for all of them at once, so the run'
 """
 
 import concurrent.futures
+import contextlib
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +95,15 @@ def commit(
         return Commit(run, step, None)
     problem = on_main("room", lambda: _prepare(run, work, needed_bytes, keep, best))
     if problem is None:
-        problem = next(filter(None, of_all("written", _try(lambda: write(work)))), None)
+        problem = next(filter(None, of_all("written", _try(lambda: _write(work, write)))), None)
     if problem is not None or not is_main():
         return Commit(run, step, problem)
     return Commit(run, step, None, _background.submit(_try, lambda: _finish(run, step, work, keep, best)))
+
+
+def _write(work: Path, write: Callable[[Path], None]) -> None:
+    with disk_errors(work):
+        write(work)
 
 
 def _prepare(run: Path, work: Path, needed_bytes: int, keep: int | None, best: int | None) -> str | None:
@@ -118,16 +125,23 @@ def _free(run: Path) -> int:
     return shutil.disk_usage(run).free
 
 
+@contextlib.contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """torch and safetensors have errors of their own for a file that cannot be written: here they are OSErrors."""
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        if not any(sign in str(error) for sign in _DISK_SIGNS):
+            raise
+        raise OSError(errno.EIO, str(error).splitlines()[0], str(folder)) from None
+
+
 def _try(function: Callable[[], None]) -> str | None:
     """What went wrong with the disk, in one line."""
     try:
         function()
     except OSError as error:
         return f"{error.filename or 'disk'}: {error.strerror}"
-    except (RuntimeError, SafetensorError) as error:  # torch and safetensors do not pass OSError on
-        if not any(sign in str(error) for sign in _DISK_SIGNS):
-            raise
-        return str(error).splitlines()[0]
     return None
 
 

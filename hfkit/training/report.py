@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from hfkit import manifest
 from hfkit.data import corpus
 from hfkit.ranks import on_main
+from hfkit.training import checkpoints
 from hfkit.training.callbacks import draw_loss, read_log
 from hfkit.training.trainer import HfkitTrainer
 
@@ -61,7 +62,8 @@ def continuations(folder: Path, device: torch.device, prompts: list[str] | None,
 def save(trainer: HfkitTrainer, tokenizer: PreTrainedTokenizerFast, folder: Path) -> int:
     """Put the model, its code and its tokenizer into the folder, each file whole. Returns their size in bytes."""
     state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # every process has its part in it
-    return on_main("save", lambda: _save_files(trainer, state_dict, tokenizer, folder))
+    with checkpoints.disk_errors(folder):
+        return on_main("save", lambda: _save_files(trainer, state_dict, tokenizer, folder))
 
 
 def _save_files(
