@@ -19,7 +19,7 @@ PLACES: dict[str, dict[str, Any]] = {
     "first step": {"forward": 1},
     "last step": {"forward": 20},
     "save": {"save": 8, "write": 10},
-    "commit": {"save": 8, "write": 30},
+    "commit": {"save": 8, "write": 26},
     "first save": {"save": 4, "write": 10},
     "evaluation": {"evaluation": 10},
     "evaluation of the last step": {"evaluation": 20},
