@@ -161,7 +161,7 @@ def _plain(hint: Any) -> Any:
         members = typing.get_args(hint)
         if any(isinstance(member, type) and issubclass(member, enum.Enum) for member in members):
             members = tuple(member for member in members if member is not str)
-        members = tuple(sorted(members, key=str))  # typing gives equal unions in the order of whichever was written first
+        members = tuple(sorted(members, key=str))  # typing orders equal unions like the first that was written
         return functools.reduce(lambda left, right: left | right, map(_plain, members))
     if typing.get_origin(hint) in (list, dict, Literal) or hint in (int, float, str, bool, list, dict, type(None)):
         return hint
