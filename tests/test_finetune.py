@@ -1,7 +1,10 @@
 """Fine-tuning: what is learned, what is left alone, what is saved, and what bad input gets."""
 
 import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +73,6 @@ def write_tasks(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def prepared(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A world with a pretrained model of 64 wide, and its tasks prepared. To be read, not changed."""
-    import os
     import shutil
 
     folder = tmp_path_factory.mktemp("finetune") / "world"
@@ -188,6 +190,33 @@ def test_an_interrupted_adapter_ends_where_a_whole_one_does(there: Path, monkeyp
     logs = [read_log(Path(f"runs/{name}/metrics.jsonl")) for name in ("whole", "parts")]
     lines = [[(each["step"], each.get("loss"), each.get("eval_rougeL")) for each in log] for log in logs]
     assert lines[0] == lines[1]
+
+
+def test_an_adapter_on_two_processes_goes_on_exactly(there: Path) -> None:
+    """A signal to one of them in step 3: both commit, and the run ends as one that was never stopped."""
+    options = ["train.use_cpu=true", "lora.lora_dropout=0.1", "train.max_steps=6"]
+    script = str(Path(__file__).with_name("interrupting.py"))
+
+    def start(step: int, output: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", script, str(step)]
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+        return subprocess.run(
+            [*command, "run", RECIPE, *options, f"output_dir=runs/{output}"],
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=300,
+        )
+
+    whole = start(99, "whole")
+    assert whole.returncode == 0, whole.stderr
+    assert "the checkpoint of step 3 is committed" in start(3, "parts").stderr
+    assert "going on from runs/parts/checkpoint-3" in start(99, "parts").stdout
+    digests = {manifest.sha256_of(Path(f"runs/{name}/adapter_model.safetensors")) for name in ("whole", "parts")}
+    assert len(digests) == 1
+    logs = [read_log(Path(f"runs/{name}/metrics.jsonl")) for name in ("whole", "parts")]
+    lines = [[(each["step"], each["loss"], each["grad_norm"]) for each in log] for log in logs]
+    assert lines[0] == lines[1] and len(lines[0]) == 6
 
 
 def test_a_classifier_knows_the_names_of_its_classes(there: Path) -> None:
