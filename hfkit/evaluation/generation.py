@@ -2,10 +2,13 @@
 
 from typing import TYPE_CHECKING, Any
 
+from hfkit.data.tasks import prompt_ids
 from hfkit.evaluation.batches import in_batches, padded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+NEW_TOKENS = 64
 
 
 def generate(
@@ -35,3 +38,36 @@ def generate(
         return tokenizer.batch_decode(new, skip_special_tokens=True)
 
     return in_batches(model, prompts, of_batch, batch_size, title)
+
+
+def answers(
+    recipe: Any,
+    rows: list[dict[str, Any]],
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    batch_size: int,
+    window: int,
+) -> list[str]:
+    """What the model answers to each row of a task; nothing where the prompt has no room. Call it on every process.
+
+    Args:
+        recipe: a `TaskRecipe` with `generation:`, arguments of `GenerationConfig`.
+        window: tokens that prompt and answer have together.
+    """
+    generation = {"max_new_tokens": min(NEW_TOKENS, window // 2), **recipe.generation}
+    if recipe.task == "chat":  # an answer ends where the template ends a turn
+        generation.setdefault("eos_token_id", _ends_of_turn(tokenizer))
+    prompts = [prompt_ids(recipe, row, tokenizer, window - generation["max_new_tokens"])[0] for row in rows]
+    kept = [index for index, prompt in enumerate(prompts) if prompt]
+    found = generate(model, tokenizer, [prompts[index] for index in kept], batch_size, generation)
+    texts = dict(zip(kept, found, strict=True))
+    return [texts.get(index, "").strip() for index in range(len(rows))]
+
+
+def _ends_of_turn(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """The special tokens after an answer, and EOS."""
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    asked = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
+    answered = tokenizer.apply_chat_template(turns, tokenize=False)
+    ids = tokenizer(answered[len(asked) :], add_special_tokens=False)["input_ids"]
+    return sorted({each for each in ids if each in tokenizer.all_special_ids} | {tokenizer.eos_token_id})

@@ -25,7 +25,6 @@ DEFAULTS: dict[str, list[str]] = {
     "chat": ["rouge", "bleu", "exact_match", "perplexity"],
     "classify": ["accuracy", "f1"],
 }
-NEW_TOKENS = 64
 
 
 class Recipe(TaskRecipe):
@@ -123,7 +122,7 @@ def _evaluate(recipe: Recipe, place: str, rows: list[dict[str, Any]]) -> tuple[l
     import torch
 
     from hfkit.evaluation import likelihood, scoring
-    from hfkit.evaluation.generation import generate
+    from hfkit.evaluation.generation import answers
     from hfkit.model.loading import load_model
     from hfkit.training import roof
 
@@ -138,7 +137,6 @@ def _evaluate(recipe: Recipe, place: str, rows: list[dict[str, Any]]) -> tuple[l
     if made.get("quantization") is None:
         model.to(device)
     window = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1024
-    generation = {"max_new_tokens": min(NEW_TOKENS, window // 2), **recipe.generation}
     found: dict[str, Any] = {}
     predictions: list[dict[str, Any]] = []
     if recipe.task == "classify":
@@ -149,11 +147,7 @@ def _evaluate(recipe: Recipe, place: str, rows: list[dict[str, Any]]) -> tuple[l
         references = [[str(row[recipe.label])] for row in rows]
         found = scoring.statistics(recipe.chosen, texts, references, sorted(model.config.id2label.values()))
     elif recipe.task != "text" and set(recipe.chosen) & set(scoring.OF_TEXTS):
-        prompts = [prompt_ids(recipe, row, tokenizer, window - generation["max_new_tokens"])[0] for row in rows]
-        kept = [index for index, prompt in enumerate(prompts) if prompt]
-        some = generate(model, tokenizer, [prompts[index] for index in kept], recipe.batch_size, generation)
-        by_row = dict(zip(kept, some, strict=True))
-        texts = [by_row.get(index, "").strip() for index in range(len(rows))]  # "" where the prompt has no room
+        texts = answers(recipe, rows, model, tokenizer, recipe.batch_size, window)
         references = [reference(recipe, row) for row in rows]
         found = scoring.statistics(recipe.chosen, texts, references, None)
     if found:

@@ -77,11 +77,11 @@ def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe
 
         try:
             load_tokenizer(places["model"])
-            longest = load_config(places["model"], recipe.trust_remote_code).max_position_embeddings
-        except (HfkitError, AttributeError) as error:
-            if isinstance(error, HfkitError):
-                yield "model", str(error)
+            config = load_config(places["model"], recipe.trust_remote_code)
+        except HfkitError as error:
+            yield "model", str(error)
             return
+        longest = getattr(config, "max_position_embeddings", None)  # models with relative positions have none
     else:
         longest = getattr(recipes.get("model"), "sequence_length", None)
     if longest is not None and recipe.sequence_length > longest:
