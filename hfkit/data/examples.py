@@ -174,8 +174,7 @@ def _encode_split(
             counts["examples"] += 1
             counts["cut"] += example.is_cut
             counts["learned_tokens"] += sum(example.learned)
-            learned = [each for each, is_learned in zip(example.ids, example.learned, strict=True) if is_learned]
-            counts["bytes"] += len(tokenizer.decode(learned, skip_special_tokens=True).encode())
+            counts["bytes"] += len(tokenizer.decode(example.learned_ids, skip_special_tokens=True).encode())
     np.save(work / f"{split}.starts.npy", np.asarray(starts, dtype=np.int64))
     np.save(work / f"{split}.classes.npy", np.asarray(classes, dtype=np.int64))
     if not counts["learned_tokens"]:

@@ -49,6 +49,10 @@ class Example(NamedTuple):
     learned: list[bool]
     is_cut: bool = False
 
+    @property
+    def learned_ids(self) -> list[int]:
+        return [each for each, is_learned in zip(self.ids, self.learned, strict=True) if is_learned]
+
 
 def fields_of(template: str) -> list[str]:
     """The names in a template.

@@ -179,8 +179,7 @@ def _likelihood(recipe: Recipe, model: Any, tokenizer: Any, rows: list[dict[str,
         else:
             example = encode(recipe, row, tokenizer, window)
             pieces = [example] if example is not None else []
-            learned = [each for piece in pieces for each, is_learned in zip(*piece[:2], strict=True) if is_learned]
-            text = tokenizer.decode(learned, skip_special_tokens=True)
+            text = tokenizer.decode(example.learned_ids, skip_special_tokens=True) if example is not None else ""
         examples += pieces
         owners += [index] * len(pieces)
         sizes[index] = len(text.encode())

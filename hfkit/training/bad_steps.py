@@ -127,7 +127,7 @@ class GuardedTrainer(Trainer):
         if is_main():
             tqdm.write(f"  step {step} is left out: {reason} ({self.guard.in_a_row} in a row, {limit} stop the run)")
         if self.guard.is_exhausted:
-            last = next(reversed(checkpoints.committed(Path(self.args.output_dir)).values()), None)
+            last = checkpoints.last(Path(self.args.output_dir))
             raise HfkitError(
                 f"{self.args.output_dir}: {limit} steps in a row were left out, up to step {step}: {reason}. "
                 f"The weights are those after step {step - limit}; the last good checkpoint is "

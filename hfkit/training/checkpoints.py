@@ -37,6 +37,16 @@ def committed(run: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
+def last(run: Path) -> Path | None:
+    """The newest checkpoint, not verified."""
+    return next(reversed(committed(run).values()), None)
+
+
+def size_of(checkpoint: Path) -> int:
+    """In bytes."""
+    return sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
+
+
 def has_any(run: Path) -> bool:
     """Whether a run has committed anything, be it lost since."""
     return bool(committed(run) or _bad(run) or (manifest.read_json(run, manifest.STARTED) or {}).get("committed"))
@@ -70,8 +80,8 @@ class Commit:
             self._is_there = problem is None
             if problem is not None:
                 on_main("clean", lambda: manifest.sweep(self.run))
-                last = next(reversed(committed(self.run)), None)
-                kept = f"checkpoint-{last} is untouched" if last is not None else "there is none yet"
+                newest = last(self.run)
+                kept = f"{newest.name} is untouched" if newest is not None else "there is none yet"
                 say(f"  WARNING: the checkpoint of step {self.step} was not written: {problem}. {kept}.")
         return self._is_there
 
@@ -112,8 +122,7 @@ def _prepare(run: Path, work: Path, needed_bytes: int, keep: int | None, best: i
     needed_bytes += _SPARE_BYTES
     if _free(run) < needed_bytes and keep is not None:
         going = _superfluous(run, max(keep - 1, 1), best)  # those that would go after the commit anyway
-        freed = sum(path.stat().st_size for folder in going for path in folder.rglob("*") if path.is_file())
-        if _free(run) + freed >= needed_bytes:
+        if _free(run) + sum(map(size_of, going)) >= needed_bytes:
             _remove(going)
     if (free := _free(run)) < needed_bytes:
         return f"{free / 1e6:,.1f} MB are free in {run}, {needed_bytes / 1e6:,.1f} MB are needed; make room"

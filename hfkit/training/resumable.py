@@ -263,9 +263,8 @@ class ResumableTrainer(GuardedTrainer):
 
     def _checkpoint_bytes(self, run: Path) -> int:
         """How much room the next checkpoint takes: what the last one took, or what there is to write."""
-        if there := checkpoints.committed(run):
-            newest = next(reversed(there.values()))
-            return sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())
+        if newest := checkpoints.last(run):
+            return checkpoints.size_of(newest)
         saved = [
             tensor for tensor in self.model.parameters() if tensor.requires_grad or not _is_peft_model(self.model)
         ]
