@@ -213,6 +213,42 @@ def test_splits_have_the_shares_asked_for_and_are_counted(tmp_path: Path) -> Non
         assert list(corpus.texts(str(tmp_path), split)) == members
 
 
+def test_a_source_goes_into_the_split_that_it_names_whole_and_training_loses_its_duplicates(tmp_path: Path) -> None:
+    path = write(tmp_path / "own.jsonl", table(["document 1", "document 2", "own"], ".jsonl"))
+    own = {"files": path, "into": "test"}
+    metrics, stored = run(tmp_path / "a", many(tmp_path, 2000), own, split={"validation": 0.2})
+    assert [text for text, (split, _) in stored.items() if split == "test"] == ["document 1", "document 2", "own"]
+    assert stored["document 1"][1] == f"{path}:1" and metrics["dropped"] == {"duplicate": 2}
+    assert metrics["splits"]["validation"]["rows"] / 2000 == pytest.approx(0.2, abs=0.03)
+    again, _ = run(tmp_path / "b", many(tmp_path, 2000), own, deduplicate=False)
+    assert again["splits"]["test"]["rows"] == 3 and again["rows"] == 2003
+
+
+def test_sources_with_splits_of_their_own_leave_no_row_to_chance(tmp_path: Path) -> None:
+    places = [{"files": write(tmp_path / f"{name}.txt", name), "into": name} for name in ("validation", "test")]
+    metrics, stored = run(tmp_path, many(tmp_path, 500), *places)
+    assert [metrics["splits"][name]["rows"] for name in prepare.SPLITS] == [500, 1, 1]
+    assert stored["test"][0] == "test" and stored["validation"][0] == "validation"
+
+
+def test_a_source_for_training_only_leaves_the_others_their_splits(tmp_path: Path) -> None:
+    more = {"files": write(tmp_path / "more.txt", "\n".join(f"more {n}" for n in range(300))), "document": "line"}
+    alone = run(tmp_path / "a", many(tmp_path))[1]
+    both = run(tmp_path / "b", many(tmp_path), {**more, "into": "train"})[1]
+    assert {split for text, (split, _) in both.items() if text.startswith("more")} == {"train"}
+    assert {text: both[text][0] for text in alone} == {text: split for text, (split, _) in alone.items()}
+
+
+def test_mistakes_about_the_split_of_a_source(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", "a")
+    with pytest.raises(ValueError, match="split=test: belongs to a hub data set; what rows are for is `into:"):
+        Source.model_validate({"files": path, "split": "test"})
+    source, split = {"files": path, "into": "test"}, {"validation": 0.1, "test": 0.1}
+    recipe = prepare.Recipe.model_validate({"stage": "prepare", "sources": [source], "split": split})
+    problem = "sources.0 goes into test, which takes no others; delete one"
+    assert list(prepare.check(recipe, {}, {})) == [("split.test", problem)]
+
+
 def test_dropped_documents_are_counted_by_reason(tmp_path: Path) -> None:
     rows = ["", " \n", "tiny", "tiny", "document 7", "a new document", None, None]
     source = {"files": write(tmp_path / "a.jsonl", table(rows, ".jsonl"))}

@@ -39,6 +39,11 @@ class Source(RecipePart):
     streaming: bool = Field(False, description="Read the Hub data set row by row instead of downloading it first.")
     text: str = Field("text", description="Column with the text, in formats that have columns.")
     columns: dict[str, str] = Field({}, description="Other names that this source has for columns: ours -> its own.")
+    into: Literal["train", "validation", "test"] | None = Field(
+        None,
+        description="The split that all rows of this source are for, such as a data set's own test split. By default "
+        "a row's hash decides. Validation and test, where a source goes into them, take no rows of others.",
+    )
     weight: float = Field(
         1.0, gt=0, description="How often each row is in the training split; 0.5 takes half of them."
     )
@@ -55,6 +60,8 @@ class Source(RecipePart):
             raise ValueError("must have exactly one of builtin, files and hub")
         if self.hub is None and (self.name or self.revision or self.streaming):
             raise ValueError("name, revision and streaming belong to a hub data set; delete them or name a hub")
+        if self.hub is None and "split" in self.model_fields_set:
+            raise ValueError(f"split={self.split}: belongs to a hub data set; what rows are for is `into: <split>`")
         return self
 
 

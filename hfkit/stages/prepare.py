@@ -4,7 +4,7 @@ import hashlib
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -68,6 +68,8 @@ def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe
         for name in source.columns:
             if name not in recipe.columns:
                 yield f"sources.{index}.columns.{name}", f"is not in `columns`, {did_you_mean(name, recipe.columns)}"
+        if source.into in recipe.split.model_fields_set:
+            yield f"split.{source.into}", f"sources.{index} goes into {source.into}, which takes no others; delete one"
     named = [("split.by", recipe.split.by)] if recipe.split.by else []
     named += [("deduplicate", name) for name in recipe.deduplicate] if isinstance(recipe.deduplicate, list) else []
     for key, name in named:
@@ -95,11 +97,14 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     characters, size = Counter[str](), Counter[str]()
     bad_rows: list[BadRow] = []
     columns = Columns(recipe.columns, recipe.labels)
+    # Rows of test and validation come first, so that it is training that loses the duplicates.
+    first = sorted(recipe.sources, key=lambda source: {"test": 0, "validation": 1}.get(source.into or "", 2))
+    claimed = {source.into for source in recipe.sources}
     with (
         ParquetWriters(output, recipe.columns) as writers,
         tqdm(unit=" rows", desc="preparing", mininterval=1) as bar,
     ):
-        for source, row in ((each, row) for each in recipe.sources for row in sources.read(each, columns)):
+        for source, row in ((each, row) for each in first for row in sources.read(each, columns)):
             bar.update()
             row = row._replace(origin=_printable(row.origin))
             if isinstance(row, BadRow):
@@ -121,7 +126,7 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
             else:
                 seen.add(key)
                 group = str(values[recipe.split.by]) if recipe.split.by else row.group
-                split = split_of(key if group is None else _digest(group), recipe.split)
+                split = source.into or split_of(key if group is None else _digest(group), recipe.split, claimed)
                 for _ in range(_times(source.weight, key) if split == "train" else 1):
                     writers.write(split, Row(values, row.origin), length)
                     kept[split] += 1
@@ -199,12 +204,14 @@ def clean(text: str, repair: bool) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def split_of(key: bytes, split: Split) -> str:
-    """The split of a row, decided by its own hash: it stays where it is when the data grows."""
+def split_of(key: bytes, split: Split, claimed: Collection[str | None] = ()) -> str:
+    """The split of a row, decided by its own hash: it stays where it is when the data grows. Validation or test gets
+    none if it is `claimed` by a source of its own."""
     share = int.from_bytes(key[:8], "big") / 2**64
-    if share < split.test:
+    test = 0.0 if "test" in claimed else split.test
+    if share < test:
         return "test"
-    return "validation" if share < split.test + split.validation else "train"
+    return "validation" if "validation" not in claimed and share < test + split.validation else "train"
 
 
 def _check_bad_rows(bad_rows: list[BadRow], total: int, allowed: BadRows | None) -> None:
