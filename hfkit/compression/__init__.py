@@ -1,0 +1,1 @@
+"""Making a model smaller: fewer layers, heads and channels, fewer weights, fewer bits."""
