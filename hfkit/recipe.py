@@ -50,11 +50,12 @@ class Section:
     """Marks a key whose value is the keyword arguments of a library class, named by its dotted path.
 
     hfkit re-declares none of the fields: they are read from the installed class when a recipe is checked.
-    `reserved` are the fields that hfkit sets itself, each with the reason.
+    `reserved` are the fields that hfkit sets itself, each with the reason; `parts` are hfkit's own keys beside them.
     """
 
     target: str
     reserved: tuple[tuple[str, str], ...] = ()
+    parts: tuple[tuple[str, type[RecipePart]], ...] = ()
 
     def load_class(self) -> type:
         module, name = self.target.rsplit(".", 1)
@@ -104,6 +105,7 @@ def section_model(section: Section) -> type[BaseModel]:
             default = default.value if isinstance(default, enum.Enum) else default
             default = default if isinstance(default, int | float | str) else None
             fields[name] = (_plain(hint) | None, pydantic.Field(default, description=help_texts.get(name)))
+    fields |= {name: (part | None, pydantic.Field(None, description=part.__doc__)) for name, part in section.parts}
     return pydantic.create_model(cls.__name__, __config__=_CLOSED, **fields)
 
 
@@ -141,7 +143,7 @@ def _section_problems(section: Section, name: str, source: Source) -> list[str]:
     except pydantic.ValidationError as error:
         return problems + _explain(error, model, source, (name,))
     try:
-        section.load_class()(**values)
+        section.load_class()(**{key: value for key, value in values.items() if key not in dict(section.parts)})
     except Exception as error:  # whatever a class says against its own arguments is the user's to read
         message = str(error.__cause__ or error).strip().splitlines()[-1]
         named = re.match(r"(\w+)=", message)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hfkit import graph
-from hfkit.recipe import Section, marked, section_model
+from hfkit.recipe import Input, Section, marked, section_model
 
 
 def of_stage(name: str) -> dict[str, Any]:
@@ -19,7 +19,8 @@ def of_stage(name: str) -> dict[str, Any]:
         library = section.target.split(".")[0]
         fields = section_model(section).model_json_schema()
         fields["description"] = f"Arguments of {section.target} ({library} {version(library)})."
-        schema["properties"][key] = fields
+        is_input = key in marked(recipe_class, Input)
+        schema["properties"][key] = {"anyOf": [{"type": "string"}, fields]} if is_input else fields
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 

@@ -8,7 +8,9 @@ from hfkit.errors import HfkitError, reason
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from hfkit.model import HfkitConfig
 
 ADAPTER = "adapter_config.json"
 NEW_HEADS = ("score.", "classifier.", "classification_head.")  # made anew for a new set of classes
@@ -22,7 +24,8 @@ def base_of(place: str) -> str:
     """The base model of an adapter, a folder or an id on the Hub; of anything else, the place itself.
 
     Raises:
-        HfkitError: if the base is a folder that is gone, or not the one that the adapter was trained on.
+        HfkitError: if the base is a folder that is gone, or not the one that the adapter was trained on, as far as
+            that can be told without loading it: by its digest, or where none was kept by the sizes of its weights.
     """
     if not is_adapter(place):
         return place
@@ -37,11 +40,38 @@ def base_of(place: str) -> str:
             f"{place}: was trained on another base model than {base} is now (sha256 {digest[:16]}, now "
             f"{manifest.content_of(base)[:16]}); put the old base back, or train the adapter again"
         )
+    if digest is None and Path(base).is_dir():
+        _check_sizes(place, base)
     return base
 
 
+def _check_sizes(place: str, base: str) -> None:
+    """Hold the inputs of an adapter's matrices, (rank, inputs), against the weights that they go with."""
+    sizes = _shapes(base)
+    for name, (_, *inputs) in _shapes(place).items():
+        if name.endswith(".lora_A.weight"):
+            weight = name.removeprefix("base_model.model.").replace(".lora_A.weight", ".weight")
+            if weight in sizes and not {*inputs} <= {*sizes[weight]}:
+                raise HfkitError(
+                    f"{place}: does not fit its base model {base}: {weight} is {sizes[weight]} there, and the adapter "
+                    f"takes {inputs[0]} inputs; correct base_model_name_or_path in {place}/{ADAPTER}"
+                )
+
+
+def _shapes(folder: str) -> dict[str, list[int]]:
+    """Of each weight of a folder its shape. Those of packed integers are left out, whose shapes say little."""
+    from safetensors import safe_open
+
+    found = {}
+    for path in Path(folder).glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 it is no mapping
+            found |= {name: each.get_shape() for name, each in slices.items() if each.get_dtype() not in ("U8", "I8")}
+    return found
+
+
 def load_config(place: str, trust_remote_code: bool = False) -> "PretrainedConfig":
-    """The configuration of a model, of its base if it is an adapter.
+    """The configuration of a model; of an adapter its own, if it is kept beside it, or else its base's.
 
     Raises:
         HfkitError: if there is none that can be read.
@@ -51,10 +81,28 @@ def load_config(place: str, trust_remote_code: bool = False) -> "PretrainedConfi
     import hfkit.model  # noqa: F401 registers the hfkit model
 
     base = base_of(place)
+    source = place if (Path(place) / "config.json").is_file() else base
     try:
-        return transformers.AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
+        return transformers.AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     except Exception as error:  # files, network and Hub fail in many ways
         raise HfkitError(f"{place}: no model can be loaded: {reason(error)}; name a model's folder or id") from None
+
+
+def is_classifier(place: str, config: "PretrainedConfig") -> bool | None:
+    """Whether a model has a head of classes; None where its files do not say."""
+    if is_adapter(place):
+        return (manifest.read_json(Path(place), ADAPTER) or {}).get("task_type") == "SEQ_CLS"
+    names = config.architectures
+    return None if not names else any("SequenceClassification" in name for name in names)
+
+
+def new_config(fields: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", sequence_length: int) -> "HfkitConfig":
+    """The configuration of a new model: a recipe's fields, and what the tokenizer and the rows decide."""
+    from hfkit.model import HfkitConfig
+
+    defaults = {"vocab_size": len(tokenizer), "max_position_embeddings": sequence_length}
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
+    return HfkitConfig(**{**defaults, **fields, **special})
 
 
 def load_model(
@@ -72,7 +120,7 @@ def load_model(
 
     Args:
         task: `classify` gives a model with a head of classes, anything else one that generates.
-        labels: the names of the classes, for a head that is made anew.
+        labels: the names of the classes, for a head that is made anew. By default the model's own.
         dtype: of the weights. Trainable models need float32: `auto` takes what the file has.
         quantization: arguments of `BitsAndBytesConfig`.
         dequantize: give the quantized base back as plain float32 weights, before it takes its adapter.
@@ -90,6 +138,8 @@ def load_model(
         options["quantization_config"] = transformers.BitsAndBytesConfig(**quantization)
     if task == "classify":
         auto_class = transformers.AutoModelForSequenceClassification
+        if labels is None and is_adapter(place):
+            labels = list(config.id2label.values())
         if labels is not None:
             options["id2label"] = dict(enumerate(labels))
             options["label2id"] = {label: index for index, label in enumerate(labels)}

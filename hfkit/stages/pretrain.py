@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 
@@ -13,11 +13,6 @@ from hfkit.errors import HfkitError
 from hfkit.ranks import on_main, say, world_size
 from hfkit.recipe import Input, Section, StageRecipe
 from hfkit.training.settings import TRAIN, BadSteps
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
-    from hfkit.model import HfkitConfig
 
 MAKES, DISTRIBUTED = "model", True
 BYTES_PER_PARAMETER = 4 * (1 + 3 * 3)  # fp32: the result, and three checkpoints of weights and two moments
@@ -113,6 +108,7 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     from transformers.utils import logging
 
     from hfkit.data.packing import PackedRows, show_row, token_rows
+    from hfkit.model.loading import new_config
     from hfkit.training import checkpoints, report, roof
     from hfkit.training.callbacks import Speed, watch
     from hfkit.training.decisions import settle
@@ -131,9 +127,8 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     args = training_arguments(recipe.train, output)
     roof.use_all_cores(args.device)
     set_seed(args.seed)
-    model = AutoModelForCausalLM.from_config(
-        model_config(recipe, tokenizer), attn_implementation=recipe.attn_implementation
-    )
+    config = new_config(recipe.model, tokenizer, length)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=recipe.attn_implementation)
     args, decided = settle(
         recipe.train, output, model, train_rows, lambda rows: f"{rows * length:,} tokens, {recipe.optimizer}"
     )
@@ -167,12 +162,3 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     samples = on_main("samples", lambda: report.continuations(output, args.device, recipe.prompts, places["data"]))
     say(report.summary(metrics, samples, output))
     return metrics | {"samples": [prompt + text for prompt, text in samples]}
-
-
-def model_config(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> "HfkitConfig":
-    """The recipe's `model:`, with what the tokenizer and the length of the rows decide."""
-    from hfkit.model import HfkitConfig
-
-    defaults = {"vocab_size": len(tokenizer), "max_position_embeddings": recipe.sequence_length}
-    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
-    return HfkitConfig(**{**defaults, **recipe.model, **special})

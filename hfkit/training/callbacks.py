@@ -171,15 +171,30 @@ def watch(trainer: ResumableTrainer, speed: Speed, log: Path) -> None:
         trainer.add_callback(Bar())
 
 
-def draw_loss(log: list[dict[str, Any]], path: Path) -> None:
-    """A picture of the training and the validation loss over the steps."""
+def draw_loss(
+    log: list[dict[str, Any]],
+    path: Path,
+    without_teacher: list[dict[str, Any]] | None = None,
+    teacher: float | None = None,
+) -> None:
+    """A picture of the training and the validation loss over the steps.
+
+    Args:
+        without_teacher: of a distilled student, the log of the same student without a teacher.
+        teacher: its teacher's validation loss.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
-    for key, label, style in (("loss", "training", "-"), ("eval_loss", "validation", "o-")):
-        points = [(line["step"], line[key]) for line in log if isinstance(line.get(key), float)]
+    curves = [(log, "loss", "training", "-"), (log, "eval_loss", "validation", "o-")]
+    if teacher is not None:  # the training loss is that of the objective, on another scale
+        curves = [(log, "eval_loss", "student, validation", "o-")]
+        curves.append((without_teacher or [], "eval_loss", "the same without a teacher", "o--"))
+        axes.axhline(teacher, color="gray", linewidth=1.2, linestyle=":", label="teacher")
+    for lines, key, label, style in curves:
+        points = [(line["step"], line[key]) for line in lines if isinstance(line.get(key), float)]
         if points:
             axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1.2, markersize=4)
     axes.set(xlabel="step", ylabel="loss (nats a token)")

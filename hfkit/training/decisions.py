@@ -43,6 +43,7 @@ def settle(
         per_device_eval_batch_size=args.per_device_train_batch_size,
         logging_nan_inf_filter=False,
         disable_tqdm=False,
+        remove_unused_columns=False,
         ddp_find_unused_parameters=False,
         dataloader_pin_memory=args.device.type != "cpu",
         save_total_limit=2,

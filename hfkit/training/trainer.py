@@ -13,10 +13,35 @@ from transformers import TrainingArguments
 
 from hfkit.data.packing import IGNORED, PackedRows
 from hfkit.errors import HfkitError
+from hfkit.model.heads import compute_loss_with, is_plain
 from hfkit.ranks import is_main
+from hfkit.training.chunked_head import chunk_tokens, chunked_head
 from hfkit.training.optimizers import MuonWithAdamW, is_hidden_matrix
 from hfkit.training.progress import own_random_numbers
 from hfkit.training.resumable import ResumableTrainer, StoppedInEvaluation
+
+
+class CrossEntropy:
+    """The loss of plain training, from hidden states: the logits of a few learned tokens exist at a time."""
+
+    def __init__(self, compiled: bool):
+        self.compiled = compiled
+
+    @torch.compiler.disable
+    def __call__(self, outputs: Any, head: Any, labels: torch.Tensor, items: torch.Tensor | None) -> torch.Tensor:
+        """The sum over the learned tokens divided by `items`, those of the whole step; without, the mean."""
+        keep = labels[:, 1:] != IGNORED
+        states, targets = outputs.last_hidden_state[:, :-1][keep], labels[:, 1:][keep]
+        chunk = chunk_tokens(head.weight.shape[0], states.device)
+        total, _ = chunked_head(
+            states, head.weight, head.bias, _of_chunk, lambda rows: (targets[rows],), chunk, self.compiled
+        )
+        return total / (len(targets) if items is None else items)
+
+
+def _of_chunk(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    total = functional.cross_entropy(logits.float(), targets, reduction="sum")
+    return total, total.detach()[None]
 
 
 class HfkitTrainer(ResumableTrainer):
@@ -24,13 +49,19 @@ class HfkitTrainer(ResumableTrainer):
 
     def __init__(
         self,
-        *args: Any,
+        model: Any,
+        args: TrainingArguments,
+        *others: Any,
         optimizer: str = "adamw",
         task_metrics: Callable[[], dict[str, float]] | None = None,
+        loss_of: Callable[..., torch.Tensor] | None = None,
         **kwargs: Any,
     ):
-        """`task_metrics` are added to those of an evaluation during training, such as ROUGE of generated texts."""
-        super().__init__(*args, **kwargs)
+        """`task_metrics` are added to those of an evaluation during training, such as ROUGE of generated texts.
+        `loss_of` is what the loss is made by, see `hfkit.model.heads`; by default it is the cross-entropy."""
+        if loss_of is not None or is_plain(model):
+            compute_loss_with(model, loss_of or CrossEntropy(args.torch_compile))
+        super().__init__(model, args, *others, **kwargs)
         self.optimizer_name = optimizer
         self.task_metrics = task_metrics
 
@@ -76,13 +107,8 @@ class HfkitTrainer(ResumableTrainer):
         """
         rows: PackedRows = self.eval_dataset if eval_dataset is None else eval_dataset
         with self.pause(), own_random_numbers(self.args.device):
-            nats, tokens = self._token_sums(rows, f"evaluating {metric_key_prefix}")
-        loss = nats / tokens
-        metrics = {
-            f"{metric_key_prefix}_loss": loss,
-            f"{metric_key_prefix}_perplexity": math.exp(min(loss, 700)),
-            f"{metric_key_prefix}_bits_per_byte": nats / math.log(2) / rows.bytes,
-        }
+            found = self.token_metrics(rows, f"evaluating {metric_key_prefix}")
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         if metric_key_prefix == "eval":  # in training; what follows it stands in metrics.json
             if self.task_metrics is not None:
                 with self.pause(), own_random_numbers(self.args.device):
@@ -91,12 +117,22 @@ class HfkitTrainer(ResumableTrainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def token_metrics(self, rows: PackedRows, title: str, model: Any = None) -> dict[str, float]:
+        """`loss`, `perplexity` and `bits_per_byte` of rows under a model, by default the one that is trained."""
+        nats, tokens = self._token_sums(rows, title, model)
+        return {
+            "loss": nats / tokens,
+            "perplexity": math.exp(min(nats / tokens, 700)),
+            "bits_per_byte": nats / math.log(2) / rows.bytes,
+        }
+
     @torch.no_grad()
-    def _token_sums(self, rows: PackedRows, title: str) -> tuple[float, int]:
+    def _token_sums(self, rows: PackedRows, title: str, model: Any) -> tuple[float, int]:
         """The sum of the losses in nats, and the number of predicted tokens, over all processes."""
         loader = self.get_eval_dataloader(rows)
-        # Not the compiled model: a second graph would cost more time than it saves. A sharded one runs wrapped only.
-        model = self.model_wrapped if self.is_fsdp_enabled or self.is_deepspeed_enabled else self.model
+        if model is None:
+            # Not the compiled model: a second graph costs more time than it saves. A sharded one runs wrapped only.
+            model = self.model_wrapped if self.is_fsdp_enabled or self.is_deepspeed_enabled else self.model
         was_training = model.training
         model.eval()
         nats, tokens = 0.0, 0

@@ -1,0 +1,150 @@
+"""Rows that teacher and student tokenize differently, with the places where both predict the same text."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from hfkit import manifest
+from hfkit.data import corpus
+from hfkit.data.examples import pad
+from hfkit.data.packing import IGNORED
+from hfkit.data.tasks import fill
+from hfkit.distillation.vocabulary import aligned
+from hfkit.errors import HfkitError
+from hfkit.ranks import is_main
+
+FILES = ("ids", "learned", "partner", "teacher_ids", "starts")
+
+
+class AlignedRows(torch.utils.data.Dataset):
+    """One text a row. A row is `input_ids`, `labels` and `partner`, each (tokens,), and `teacher_ids`, (its tokens,).
+
+    `partner` is the teacher's position that predicts from the same place of the text, -1 where there is none.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.files = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in FILES}
+
+    def __reduce__(self) -> tuple[type, tuple[Path]]:
+        return AlignedRows, (self.folder,)  # a worker maps the files itself
+
+    def __len__(self) -> int:
+        return len(self.files["starts"]) - 1
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        (own, other), (end, other_end) = self.files["starts"][index : index + 2]
+        ids = torch.from_numpy(self.files["ids"][own:end].astype(np.int64))
+        learned = torch.from_numpy(np.array(self.files["learned"][own:end]))
+        return {
+            "input_ids": ids,
+            "labels": ids.masked_fill(~learned, IGNORED),
+            "partner": torch.from_numpy(self.files["partner"][own:end].astype(np.int64)),
+            "teacher_ids": torch.from_numpy(self.files["teacher_ids"][other:other_end].astype(np.int64)),
+        }
+
+
+def collate(rows: list[dict[str, torch.Tensor]], pad_token_id: int, plain: Any) -> dict[str, torch.Tensor]:
+    """Aligned rows as one batch, padded on the right; `partner` then counts through all of the teacher's positions.
+    Rows of another kind, such as those of an evaluation, are for `plain`."""
+    if "partner" not in rows[0]:
+        return plain(rows)
+    batch = pad(rows, pad_token_id)
+    theirs = [row["teacher_ids"] for row in rows]
+    teacher_ids = pad_sequence(theirs, batch_first=True)
+    mask = pad_sequence([torch.ones_like(each) for each in theirs], batch_first=True)
+    partner = pad_sequence([row["partner"] for row in rows], batch_first=True, padding_value=-1)
+    first = torch.arange(len(rows))[:, None] * teacher_ids.shape[1]
+    found = torch.where(partner >= 0, partner + first, -1)
+    return {**batch, "partner": found, "teacher_input_ids": teacher_ids, "teacher_attention_mask": mask}
+
+
+def aligned_rows(
+    recipe: Any,
+    place: str,
+    tokenizer: PreTrainedTokenizerBase,
+    teacher_tokenizer: PreTrainedTokenizerBase,
+    cache: Path,
+) -> Path:
+    """The folder with the training rows of a data set, tokenized for both, made unless it is there already.
+
+    Long documents are cut so that neither has more than the recipe's `sequence_length` tokens. Call it on the main
+    process only.
+
+    Raises:
+        HfkitError: if no row is left.
+    """
+    digest = hashlib.sha256(manifest.content_of(place).encode())
+    for each in (tokenizer, teacher_tokenizer):
+        digest.update(each.backend_tokenizer.to_str().encode())
+    keys = ("task", "prompt", "completion", "sequence_length")
+    digest.update(json.dumps([getattr(recipe, key) for key in keys]).encode())
+    folder = cache / f"aligned-{digest.hexdigest()[:16]}"
+    if (folder / "aligned.json").exists():
+        return folder
+    files: dict[str, list[Any]] = {name: [] for name in FILES}
+    starts = [(0, 0)]
+    rows = tqdm(corpus.rows(place, "train"), "aligning train", leave=False, mininterval=1, disable=not is_main())
+    for values in rows:
+        for ids, teacher_ids, pairs, learned_from in _texts(recipe, values, tokenizer, teacher_tokenizer):
+            partner = np.full(len(ids), -1)
+            partner[pairs[:, 0]] = pairs[:, 1]
+            for name, each in (("ids", ids), ("partner", partner), ("teacher_ids", teacher_ids)):
+                files[name].append(np.asarray(each, dtype=np.int32))
+            files["learned"].append(np.arange(len(ids)) >= learned_from)
+            starts.append((starts[-1][0] + len(ids), starts[-1][1] + len(teacher_ids)))
+    if len(starts) == 1:
+        raise HfkitError(
+            f"data: no row of {place} fits into sequence_length={recipe.sequence_length} for both tokenizers; raise it"
+        )
+    with manifest.locked(folder), manifest.new_folder(folder) as work:
+        for name in FILES[:-1]:
+            np.save(work / f"{name}.npy", np.concatenate(files[name]))
+        np.save(work / "starts.npy", np.array(starts))
+        found = int(sum((each >= 0).sum() for each in files["partner"]))
+        manifest.write_json(work / "aligned.json", {"tokens": starts[-1][0], "pairs": found})
+    return folder
+
+
+def _texts(
+    recipe: Any, values: dict[str, Any], tokenizer: PreTrainedTokenizerBase, teacher_tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[list[int], list[int], np.ndarray, int]]:
+    """Of each text of a row both ids, the pairs, and the first of the student's tokens that is learned."""
+    length = recipe.sequence_length
+    if recipe.task == "generate":
+        prompt = fill(recipe.template, values)
+        ids, teacher_ids, pairs = aligned(fill(recipe.completion, values), tokenizer, teacher_tokenizer, prompt)
+        if max(len(ids), len(teacher_ids)) <= length and len(pairs):
+            yield ids, teacher_ids, pairs, int(pairs[0, 0]) + 1
+        return
+    rest = values["text"]
+    while rest:
+        text, is_end = rest, True
+        while True:
+            ids, teacher_ids, pairs = aligned(text, tokenizer, teacher_tokenizer)
+            longest = max(len(ids), len(teacher_ids))
+            if longest <= length:
+                break
+            text, is_end = text[: max(1, len(text) * (length - 2) // longest)], False
+        if not is_end:  # what follows is more of the document, not its end
+            ids, teacher_ids, pairs = ids[:-1], teacher_ids[:-1], pairs[:-1]
+        if len(pairs):
+            yield ids, teacher_ids, pairs, 1
+        rest = rest[len(text) :]
+
+
+def add_alignment(data: Any, recipe: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Let the student learn from aligned rows."""
+    data.train = AlignedRows(folder)
+    data.collate = partial(collate, pad_token_id=tokenizer.pad_token_id, plain=data.collate)
+    found = manifest.read_json(folder, "aligned.json") or {}
+    data.facts = {"aligned_share": found["pairs"] / found["tokens"]}

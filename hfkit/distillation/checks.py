@@ -1,0 +1,142 @@
+"""What a recipe of a distillation gets wrong, as far as it can be known before a model is loaded."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hfkit.data.tasks import check_data, fields_of
+from hfkit.data.tokenizer import load_tokenizer
+from hfkit.distillation import vocabulary
+from hfkit.distillation.settings import KINDS, check_losses, layer_pairs
+from hfkit.distillation.student import cut_of, student_config
+from hfkit.errors import HfkitError
+from hfkit.model.loading import load_config
+from hfkit.ranks import say
+from hfkit.recipe import StageRecipe
+from hfkit.training.adapters import refuse_adapter
+
+Problems = Iterator[tuple[str, str]]
+
+
+def problems(recipe: Any, places: dict[str, str], recipes: dict[str, StageRecipe]) -> Problems:
+    """Each key that is wrong, with what is wrong about it. A model that is still to be made is looked at as its recipe
+    describes it."""
+    yield from check_losses(recipe.losses, recipe.targets, recipe.cross_tokenizer)
+    yield from _data_problems(recipe, places, recipes)
+    if isinstance(recipe.student, dict) and "from_teacher" in recipe.student and len(recipe.student) > 1:
+        others = ", ".join(sorted(set(recipe.student) - {"from_teacher"}))
+        yield "student", f"from_teacher takes everything else from the teacher, and cannot stand beside {others}"
+        return
+    if recipe.lora is not None and "student" not in places:
+        yield "lora", "an adapter needs a base that is there to be loaded; name a folder or an id as `student:`"
+    if "student" in places and (problem := refuse_adapter(places["student"])):
+        yield "student", problem
+        return
+    configs: dict[str, Any] = {}
+    for key in ("teacher", "student"):
+        try:
+            configs[key] = _config(key, recipe, places, recipes, configs.get("teacher"))
+        except HfkitError as error:
+            yield key, str(error)
+            return
+    yield from _model_problems(recipe, **configs)
+    is_made = all(Path(place).is_dir() for key, place in places.items() if key != "data")
+    if is_made:
+        try:
+            shared_width(recipe, places)
+        except HfkitError as error:
+            yield "student" if "student" in places else "tokenizer" if "tokenizer" in places else "teacher", str(error)
+
+
+def _data_problems(recipe: Any, places: dict[str, str], recipes: dict[str, StageRecipe]) -> Problems:
+    yield from check_data(recipe, places["data"], recipes.get("data"))
+    if recipe.task == "chat" and recipe.cross_tokenizer is not None:
+        yield "cross_tokenizer", "chats are written by each tokenizer's own template; use `task: generate`"
+    source = recipe.targets.source
+    if source in ("generated", "on_policy") and recipe.task == "text":
+        yield "targets.source", f"{source}: whole texts have no prompts; use `task: generate` or `task: chat`"
+    if source == "generated":
+        if recipe.task == "generate" and recipe.completion != f"{{{''.join(fields_of(recipe.completion))}}}":
+            yield "completion", f"{recipe.completion!r}: must be one column alone, which the teacher writes anew"
+        if "data" not in recipes and not Path(places["data"]).is_dir():
+            yield "data", f"{places['data']}: generated targets need a prepared folder; prepare it first"
+
+
+def _config(key: str, recipe: Any, places: dict[str, str], recipes: dict[str, StageRecipe], teacher: Any) -> Any:
+    """The configuration of the teacher or the student; None where it is not known yet.
+
+    Raises:
+        HfkitError: if a place holds none, or the recipe describes none.
+    """
+    if key == "student" and "student" not in places:
+        return student_config(recipe.student, teacher)
+    place = places[key]
+    if Path(place).is_dir() or key not in recipes:
+        config = load_config(place, recipe.trust_remote_code) if Path(place).is_dir() else None
+    else:
+        fields = getattr(recipes[key], "model", None)  # of a pretraining its fields, of a fine-tuning a place
+        config = student_config(fields, None) if isinstance(fields, dict) else None
+    if config is not None and config.is_encoder_decoder:
+        raise HfkitError(f"{place}: is an encoder-decoder, and only decoders are distilled; name a causal model")
+    return config.get_text_config() if config is not None else None
+
+
+def _model_problems(recipe: Any, teacher: Any, student: Any) -> Problems:
+    """What does not fit the configurations, as far as they are known."""
+    for key, config in (("teacher", teacher), ("student", student)):
+        longest = getattr(config, "max_position_embeddings", None)
+        given = key == "teacher" or isinstance(recipe.student, str)
+        if given and longest is not None and recipe.sequence_length > longest:
+            yield "sequence_length", f"must be at most the {key}'s {longest} positions, got {recipe.sequence_length}"
+    if (cut := cut_of(recipe.student)) and teacher is not None:
+        from hfkit.compression.structure import check_slice
+
+        for key, problem in check_slice(teacher, **cut.model_dump()):
+            yield f"student.from_teacher.{key}", problem
+    for index, loss in enumerate(recipe.losses):
+        if loss.loss not in KINDS:
+            continue
+        if loss.way == "maps" and recipe.attn_implementation != "eager":
+            rule = "attention maps are given by `attn_implementation: eager` only; set it, or use `kind: relations`"
+            yield f"losses.{index}.kind", rule
+        if teacher is None or student is None:
+            continue
+        for pair in layer_pairs(loss, student, teacher):
+            for layer, config, whose in zip(pair, (student, teacher), ("student", "teacher"), strict=True):
+                if layer >= config.num_hidden_layers:
+                    known = f"the {whose} has the layers 0 to {config.num_hidden_layers - 1}"
+                    yield f"losses.{index}.layers", f"{pair}: {known}, counted from 0; correct the pair"
+        if loss.loss == "hidden_states" and student.hidden_size != teacher.hidden_size:
+            widths = f"the student has {student.hidden_size} channels, the teacher {teacher.hidden_size}"
+            if loss.projection is False:
+                yield f"losses.{index}.projection", f"false: {widths}; delete the key to learn a map between them"
+            elif recipe.lora is not None:
+                yield f"losses.{index}", f"hidden_states: {widths}, and a map between them is not learned with `lora`"
+
+
+def tokenizer_place(places: dict[str, str]) -> str:
+    """Where the student's tokenizer is from."""
+    return next(places[key] for key in ("tokenizer", "student", "teacher") if key in places)
+
+
+def shared_width(recipe: Any, places: dict[str, str]) -> int:
+    """How many leading logits stand for the same tokens in teacher and student.
+
+    Raises:
+        HfkitError: if the two have different vocabularies, and the recipe does not say `cross_tokenizer`.
+    """
+    if recipe.cross_tokenizer is not None:  # all of the teacher's are compared, sorted
+        return len(load_tokenizer(places["teacher"]))
+    return vocabulary.compare(places["teacher"], tokenizer_place(places), recipe.trust_remote_code).width
+
+
+def warn_of_small_teacher(recipe: Any, place: str, student: Any) -> None:
+    """Say it where the teacher has fewer parameters than the student."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(place, recipe.trust_remote_code)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=recipe.trust_remote_code)
+    if (theirs := model.num_parameters()) < (own := student.num_parameters()):
+        say(f"  WARNING: the teacher has fewer parameters than the student, {theirs:,} and {own:,}: is that meant?")

@@ -1,0 +1,201 @@
+"""The objective of a distillation: its losses, computed from one forward pass of the student, in chunks of tokens."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from hfkit.distillation import losses as of_tensors
+from hfkit.distillation.settings import OF_LAYERS, OF_TEACHER_LOGITS, Loss, layer_pairs
+from hfkit.distillation.teacher import Layers, Teacher, Watch, allowed, layers_of, learned
+from hfkit.model.heads import causal_of
+from hfkit.training.chunked_head import chunk_tokens, chunked_head
+from hfkit.training.report import TRAINING_ONLY
+
+PROJECTIONS = TRAINING_ONLY.removesuffix(".")
+
+
+class Objective:
+    """The weighted sum of the losses over the learned tokens, divided by their number.
+
+    It is what the student's forward pass calls instead of its own loss (`hfkit.model.heads.compute_loss_with`). The
+    trainer gives it each batch, and what the teacher says of it, before.
+
+    Args:
+        losses: those of the recipe.
+        width: how many leading logits teacher and student share.
+        compiled: whether to compile the losses of a chunk.
+
+    Attributes:
+        parts: of the last batch, the sum of each loss over its tokens, unweighted.
+    """
+
+    def __init__(self, losses: list[Loss], student: Any, teacher_config: Any, width: int, compiled: bool):
+        self.losses = [each for each in losses if each.weight]
+        self.names = _names(self.losses)
+        self.of_logits = [index for index, each in enumerate(self.losses) if each.loss not in OF_LAYERS]
+        self.of_layers = [index for index, each in enumerate(self.losses) if each.loss in OF_LAYERS]
+        self.width, self.compiled = width, compiled
+        self.parts: dict[str, torch.Tensor] = {}
+        self.batch: dict[str, torch.Tensor] = {}
+        self.teacher: Any = None
+        self.teacher_states: torch.Tensor | None = None
+        self.teacher_layers: Any = None
+        config = student.config.get_text_config()
+        self.pairs = {index: layer_pairs(self.losses[index], config, teacher_config) for index in self.of_layers}
+        self.student_watch = Watch(student, self.watched(0), "student") if self.watched(0) else None
+        self.maps = nn.ModuleDict()
+        if teacher_config is not None:
+            self._project(student, config.hidden_size, teacher_config.hidden_size)
+
+    # ---- what it needs
+
+    def watched(self, side: int) -> set[int]:
+        """The layers whose queries, keys and values are compared; side 0 is the student's, 1 the teacher's."""
+        relations = [index for index in self.of_layers if self.losses[index].way == "relations"]
+        return {pair[side] for index in relations for pair in self.pairs[index]}
+
+    def options(self) -> dict[str, bool]:
+        """What both models must give beside their last hidden states."""
+        ways = {self.losses[index].way for index in self.of_layers}
+        found = {"output_hidden_states": bool(ways & {"mse", "cosine"}), "output_attentions": "maps" in ways}
+        return {name: True for name, is_needed in found.items() if is_needed}
+
+    @property
+    def needs_teacher_logits(self) -> bool:
+        return any(each.loss in OF_TEACHER_LOGITS for each in self.losses)
+
+    def _project(self, student: Any, width: int, teacher_width: int) -> None:
+        """Give the student a learned map to the teacher's width for each pair of layers that is compared so."""
+        maps = nn.ModuleDict()
+        for index in self.of_layers:
+            loss = self.losses[index]
+            if loss.loss == "hidden_states" and (
+                width != teacher_width if loss.projection is None else loss.projection
+            ):
+                maps.update({f"{index}_{pair[0]}": nn.Linear(width, teacher_width) for pair in self.pairs[index]})
+        self.maps = maps
+        if maps:
+            causal_of(student).add_module(PROJECTIONS, maps)
+
+    # ---- each batch
+
+    def prepare(self, batch: dict[str, torch.Tensor], teacher: Teacher | None) -> None:
+        """Take a batch, and ask the teacher where it runs beside the student."""
+        self.batch, self.teacher = batch, teacher
+        theirs = batch
+        if "partner" in batch:
+            theirs = {name: batch[f"teacher_{name}"] for name in ("input_ids", "attention_mask")}
+        self.teacher_states, self.teacher_layers = teacher(theirs) if teacher is not None else (None, None)
+
+    @torch.compiler.disable
+    def __call__(
+        self, outputs: Any, head: nn.Module, labels: torch.Tensor, items: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The loss. Called inside the student's forward pass.
+
+        Args:
+            outputs: of the student's decoder.
+            items: learned tokens of the whole step, on all processes; None takes those of this batch.
+        """
+        keep = learned(self.batch)
+        items = keep.sum() if items is None else items
+        total: Any = 0.0
+        self.parts = {}
+        if self.of_logits:
+            total = self._logits(outputs.last_hidden_state[:, :-1][keep], labels[:, 1:][keep], keep, head)
+        if self.of_layers:
+            layers = layers_of(outputs, self.student_watch)
+            for index in self.of_layers:
+                sums = self._layers(index, layers)[:, :-1][keep].sum()
+                self.parts[self.names[index]] = sums.detach()
+                total = total + self.losses[index].weight * sums
+        return total / items
+
+    # ---- between logits
+
+    def _logits(self, states: torch.Tensor, targets: torch.Tensor, keep: torch.Tensor, head: Any) -> torch.Tensor:
+        """The weighted sum over the learned tokens: states (tokens, hidden), targets (tokens,)."""
+        teacher_states, partner = self._partners(keep)
+        sparse = [
+            self.batch[name][:, :-1][keep] for name in ("target_ids", "target_probabilities") if name in self.batch
+        ]
+
+        def of_rows(rows: slice) -> tuple[torch.Tensor, ...]:
+            """What else the chunk's losses take, beside the student's logits."""
+            if teacher_states is not None and self.needs_teacher_logits:
+                logits = self.teacher.logits(teacher_states[rows], self.width)
+                return targets[rows], logits, *(each[rows] for each in partner)
+            return targets[rows], *(each[rows] for each in sparse)
+
+        chunk = chunk_tokens(head.weight.shape[0], states.device)
+        total, parts = chunked_head(states, head.weight, head.bias, self._chunk, of_rows, chunk, self.compiled)
+        self.parts |= {self.names[index]: part for index, part in zip(self.of_logits, parts, strict=True)}
+        return total
+
+    def _partners(self, keep: torch.Tensor) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
+        """Of each learned token the teacher's hidden state, (tokens, hidden), and, where its tokenizer is another,
+        whether it has one, (tokens,)."""
+        if self.teacher_states is None:
+            return None, []
+        if "partner" not in self.batch:
+            return self.teacher_states[:, :-1][keep], []
+        partner = self.batch["partner"][:, :-1][keep]
+        return self.teacher_states.flatten(0, 1)[partner.clamp_min(0)], [partner >= 0]
+
+    def _chunk(self, logits: torch.Tensor, targets: torch.Tensor, *teacher: torch.Tensor) -> Any:
+        """Of a chunk the loss to learn, and the sums of its parts: logits (tokens, vocabulary)."""
+        sums = [self._of_logits(self.losses[index], logits, targets, teacher).sum() for index in self.of_logits]
+        weights = [self.losses[index].weight for index in self.of_logits]
+        total = sum(weight * each for weight, each in zip(weights, sums, strict=True))
+        return total, torch.stack(sums).detach()
+
+    def _of_logits(
+        self, loss: Loss, logits: torch.Tensor, targets: torch.Tensor, teacher: tuple[torch.Tensor, ...]
+    ) -> torch.Tensor:
+        if loss.loss == "cross_entropy":
+            return of_tensors.cross_entropy(logits, targets)
+        shared, temperature = logits[:, : self.width], loss.temperature or 1.0
+        if loss.loss == "uld":
+            return of_tensors.uld(logits, teacher[0], temperature) * teacher[1]
+        if len(teacher) == 2:
+            return of_tensors.sparse_forward_kl(shared, *teacher, temperature)
+        if loss.loss == "jsd":
+            return of_tensors.jsd(shared, teacher[0], loss.beta or 0.5, temperature)
+        if loss.loss == "logit_mse":
+            return of_tensors.logit_mse(shared, teacher[0])
+        return getattr(of_tensors, loss.loss)(shared, teacher[0], temperature)
+
+    # ---- between layers
+
+    def _layers(self, index: int, student: Layers) -> torch.Tensor:
+        """The loss of each token, (batch, tokens), the mean over the pairs of layers."""
+        pairs = self.pairs[index]
+        return torch.stack([self._pair(index, student, *pair) for pair in pairs]).mean(0)
+
+    def _pair(self, index: int, student: Layers, own: int, other: int) -> torch.Tensor:
+        loss, teacher = self.losses[index], self.teacher_layers
+        if loss.loss == "hidden_states":
+            states = student.hidden_states[own]
+            if f"{index}_{own}" in self.maps:
+                states = self.maps[f"{index}_{own}"](states)
+            return of_tensors.hidden_states(states, teacher.hidden_states[other], loss.way)  # type: ignore[arg-type]
+        if loss.way == "maps":
+            return of_tensors.attention_maps(student.attentions[own], teacher.attentions[other])
+        mask = allowed(self.batch)
+        found = [
+            of_tensors.relations(
+                student.projections[own, name], teacher.projections[other, name], mask, loss.relation_heads
+            )
+            for name in ("q_proj", "k_proj", "v_proj")
+        ]
+        return torch.stack(found).sum(0)
+
+
+def _names(losses: list[Loss]) -> list[str]:
+    """A name for each loss; a second one of a kind is numbered."""
+    names: list[str] = []
+    for each in losses:
+        number = sum(name.split(".")[0] == each.loss for name in names)
+        names.append(f"{each.loss}.{number + 1}" if number else each.loss)
+    return names

@@ -1,0 +1,126 @@
+"""What a distillation was worth: the student beside its teacher, and beside itself without a teacher."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hfkit import manifest
+from hfkit.distillation.data import TrainingData
+from hfkit.ranks import on_main
+from hfkit.training.callbacks import read_log
+
+ALONE = "alone"  # the folder in which the student without a teacher is trained
+Scores = dict[str, float]
+HIGHER_IS_BETTER = ("rouge1", "rouge2", "rougeL", "bleu", "exact_match")
+COLUMNS = {"teacher": "teacher", "student": "student", "alone": "without teacher"}
+
+
+def scores(trainer: Any, data: TrainingData, task_metrics: Any) -> Scores:
+    """Of the model that was trained: on test, and `validation_*`; of a task also of what it generates."""
+    found = trainer.token_metrics(data.test, "evaluating test")
+    validation = trainer.token_metrics(data.validation, "evaluating validation")
+    found |= {f"validation_{name}": value for name, value in validation.items()}
+    if task_metrics.recipe.task != "text":
+        found |= task_metrics(trainer.model, "test", task_metrics.recipe.evaluation_rows)
+    return found | {"parameters": trainer.model.num_parameters()}
+
+
+def teacher_scores(
+    trainer: Any, teacher: Callable[[], Any], data: TrainingData, task_metrics: Any, place: str, output: Path
+) -> Scores:
+    """The same of the teacher, kept beside the tokenized data: a later run need not load it.
+
+    Args:
+        teacher: loads the model; called only if its scores are not known.
+    """
+    recipe = task_metrics.recipe
+    keys = ("task", "prompt", "completion", "messages", "generation", "sequence_length", "evaluation_rows", "packing")
+    of_data = manifest.content_of(task_metrics.data)
+    made_from = [manifest.content_of(place), of_data, *(getattr(recipe, key) for key in keys)]
+    name = hashlib.sha256(json.dumps([*made_from, trainer.args.bf16], default=str).encode()).hexdigest()[:16]
+    path = output.parent / ".cache" / f"teacher-{name}.json"
+    if known := on_main("teacher known", lambda: manifest.read_json(path.parent, path.name)):
+        return known
+    model = trainer.accelerator.prepare_model(teacher(), evaluation_mode=True)
+    found: Scores = {}
+    for split, prefix in (("test", ""), ("validation", "validation_")):
+        losses = trainer.evaluate_model(model, data.of_teacher[split], f"teacher on {split}")
+        found |= {f"{prefix}{name}": value for name, value in losses.items()}
+    if recipe.task != "text":
+        found |= task_metrics(model, "test", recipe.evaluation_rows)
+    found["parameters"] = model.num_parameters()
+    on_main("write teacher", lambda: manifest.write_json(path, found))
+    return found
+
+
+def gap_closed(teacher: float, student: float, alone: float) -> float | None:
+    """The share of the way from the student without a teacher to the teacher that distillation went, by a loss:
+    (alone - student) / (alone - teacher). None where the teacher is not better than that student."""
+    return (alone - student) / (alone - teacher) if alone > teacher else None
+
+
+def compared(found: dict[str, Scores]) -> dict[str, Any]:
+    """What `metrics.json` says: the student's own scores, `teacher_*` and `alone_*`, and what they come to.
+
+    `retention` is the share of the teacher's quality that the student keeps, 1 for all of it: of scores such as
+    ROUGE-L student / teacher, of bits per byte teacher / student.
+    """
+    teacher, student = found["teacher"], found["student"]
+    metrics: dict[str, Any] = dict(student)
+    for whose in ("teacher", "alone"):
+        metrics |= {f"{whose}_{name}": value for name, value in found.get(whose, {}).items()}
+    metrics["retention_bits_per_byte"] = teacher["bits_per_byte"] / student["bits_per_byte"]
+    for name in HIGHER_IS_BETTER:
+        if teacher.get(name):
+            metrics[f"retention_{name}"] = student[name] / teacher[name]
+    metrics["retention"] = metrics.get("retention_rougeL", metrics["retention_bits_per_byte"])
+    if "alone" in found:
+        losses = [found[whose]["bits_per_byte"] for whose in ("teacher", "student", "alone")]
+        metrics["gap_closed"] = gap_closed(*losses)
+    return metrics
+
+
+def summary(metrics: dict[str, Any], found: dict[str, Scores], output: Path) -> str:
+    """The result for someone who has never distilled a model."""
+    columns = [whose for whose in COLUMNS if whose in found]
+    lines = ["", f"  {'test':<16}" + "".join(f"{COLUMNS[whose]:>17}" for whose in columns)]
+    rows = {"loss": ".3f", "perplexity": ".2f", "bits_per_byte": ".3f", **dict.fromkeys(HIGHER_IS_BETTER, ".4g")}
+    for name, form in {**rows, "parameters": ",.0f"}.items():
+        if name in found["student"]:
+            cells = (format(found[whose][name], form) for whose in columns)
+            lines.append(f"  {name.replace('_', ' '):<16}" + "".join(f"{cell:>17}" for cell in cells))
+    lines.append("")
+    smaller = found["student"]["parameters"] / found["teacher"]["parameters"]
+    quality = "its ROUGE-L" if "retention_rougeL" in metrics else "its quality, by bits per byte"
+    kept = f"keeps {metrics['retention']:.1%} of {quality} (retention)."
+    lines.append(f"  The student has {smaller:.0%} of the teacher's parameters, and {kept}")
+    if "alone" in found:
+        closed = metrics["gap_closed"]
+        if closed is None:
+            lines.append("  The same student without a teacher is as good as the teacher: there was nothing to gain.")
+        else:
+            lines.append(
+                f"  Of what the teacher is better than the same student trained without it, distillation has won "
+                f"{closed:.0%} (gap_closed)."
+            )
+    lines.append("")
+    if "targets_bytes_per_token" in metrics:
+        lines.append(f"  the teacher's targets take {metrics['targets_bytes_per_token']:.0f} bytes a token")
+    if metrics["tokens_per_second"]:
+        lines.append(
+            f"  trained at {metrics['tokens_per_second']:,.0f} tokens/s, "
+            f"{metrics['roof_share']:.0%} of the measured matmul peak, in {metrics['train_seconds']:,.0f} s"
+        )
+    return "\n".join([*lines, f"  {metrics['size_bytes'] / 1e6:,.1f} MB; everything is in {output}/"])
+
+
+def close(output: Path, teacher: Scores) -> None:
+    """Draw `loss.png`, the curves of both students and the teacher's loss, and remove the folder of the other one."""
+    from hfkit.training.callbacks import draw_loss
+
+    lone = read_log(output / ALONE / "metrics.jsonl")
+    draw_loss(read_log(output / "metrics.jsonl"), output / "loss.png", lone, teacher["validation_loss"])
+    shutil.rmtree(output / ALONE, ignore_errors=True)

@@ -1,0 +1,66 @@
+"""The student: a new model, one that is there already, or one cut out of its teacher."""
+
+import copy
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from hfkit.distillation.settings import FromTeacher
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+Described = str | dict[str, Any]
+
+
+def cut_of(student: Described) -> FromTeacher | None:
+    """What of the teacher the student is cut out of, if it is."""
+    if isinstance(student, dict) and student.get("from_teacher") is not None:
+        return FromTeacher.model_validate(student["from_teacher"])
+    return None
+
+
+def make_student(
+    recipe: Any, places: dict[str, str], tokenizer: "PreTrainedTokenizerBase", teacher: Callable[[], Any]
+) -> Any:
+    """The student with its first weights, in float32; with an adapter to be trained where the recipe has `lora`.
+
+    Args:
+        teacher: loads the model; called only if the student is cut out of it.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from hfkit.compression.structure import sliced
+    from hfkit.model.loading import load_model, new_config
+    from hfkit.training.adapters import adapt
+
+    model: Any
+    if "student" in places:
+        model = load_model(
+            places["student"],
+            dtype=torch.float32,
+            attn_implementation=recipe.attn_implementation,
+            trust_remote_code=recipe.trust_remote_code,
+        )
+    elif cut := cut_of(recipe.student):
+        model = sliced(teacher(), **cut.model_dump()).float().requires_grad_(True)
+        model.set_attn_implementation(recipe.attn_implementation)
+    else:
+        config = new_config(recipe.student, tokenizer, recipe.sequence_length)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=recipe.attn_implementation)
+    return model if recipe.lora is None else adapt(model, recipe.lora, recipe.task, is_quantized=False)
+
+
+def student_config(student: dict[str, Any], teacher: "PreTrainedConfig | None") -> "PreTrainedConfig | None":
+    """The sizes of a student that is still to be made, as far as they are known before tokenizer and teacher are."""
+    from hfkit.model import HfkitConfig
+
+    cut = cut_of(student)
+    if cut is None:
+        return HfkitConfig(**student)
+    if teacher is None:
+        return None
+    config = copy.deepcopy(teacher)
+    config.num_hidden_layers = len(cut.layers) if cut.layers is not None else teacher.num_hidden_layers
+    config.hidden_size = cut.hidden_size or teacher.hidden_size
+    return config

@@ -1,0 +1,168 @@
+"""The teacher beside the student: what it makes of a batch, without gradients."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import nn
+
+from hfkit import manifest
+from hfkit.data.packing import IGNORED
+from hfkit.errors import HfkitError
+from hfkit.model.heads import decoder_of, head_of, is_plain
+from hfkit.model.loading import is_adapter, load_model
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+INPUTS = ("input_ids", "attention_mask", "position_ids")
+PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+
+
+class Layers(NamedTuple):
+    """What a forward pass left in the layers of a model.
+
+    Attributes:
+        hidden_states: after each layer, each (batch, tokens, hidden).
+        attentions: weights of each layer, each (batch, heads, query, key); empty unless they were asked for.
+        projections: (layer, name) -> queries, keys and values, each (batch, heads, tokens, head_dim).
+    """
+
+    hidden_states: tuple[torch.Tensor, ...]
+    attentions: tuple[torch.Tensor, ...]
+    projections: dict[tuple[int, str], torch.Tensor]
+
+
+class Watch:
+    """Keeps the queries, keys and values of some layers of a model, as their linear maps give them.
+
+    Raises:
+        HfkitError: if the model's attention is not of three linear maps named q_proj, k_proj and v_proj.
+    """
+
+    def __init__(self, model: nn.Module, layers: set[int], whose: str):
+        self.seen: dict[tuple[int, str], torch.Tensor] = {}
+        config: Any = model.config
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        modules = dict(decoder_of(model).named_modules())
+        for layer in layers:
+            for name in PROJECTIONS:
+                module = modules.get(f"layers.{layer}.self_attn.{name}")
+                if module is None:
+                    raise HfkitError(
+                        f"losses: the attention of the {whose} has no {name} in layer {layer}, so that relations "
+                        f"cannot be compared; use `kind: maps`"
+                    )
+                module.register_forward_hook(self._keeping((layer, name), width))
+
+    def _keeping(self, key: tuple[int, str], width: int) -> Callable[..., None]:
+        def keep(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+            self.seen[key] = output.unflatten(-1, (-1, width)).transpose(1, 2)
+
+        return keep
+
+    def take(self) -> dict[tuple[int, str], torch.Tensor]:
+        seen, self.seen = self.seen, {}
+        return seen
+
+
+class Teacher:
+    """A causal model that is asked and never changed.
+
+    Args:
+        model: on its device, in its own dtype.
+        watched: layers whose queries, keys and values are wanted.
+        options: such as `output_hidden_states`, for its forward pass.
+        compiled: whether to compile the decoder.
+
+    Raises:
+        HfkitError: if its logits are not a linear map of its hidden states.
+    """
+
+    def __init__(self, model: Any, watched: set[int], options: dict[str, bool], compiled: bool = False):
+        if not is_plain(model):
+            raise HfkitError(
+                "teacher: its logits are not its head's output for its last hidden states; choose another"
+            )
+        self.model = model.requires_grad_(False).eval()
+        self.watch = Watch(model, watched, "teacher") if watched else None
+        self.options = options
+        self.head: Any = head_of(model)
+        self.decoder = torch.compile(decoder_of(model)) if compiled else decoder_of(model)
+
+    @torch.no_grad()
+    def __call__(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, Layers | None]:
+        """The hidden states that the head takes, (batch, tokens, hidden), and what is in the layers if wanted."""
+        inputs = {name: batch[name] for name in INPUTS if name in batch}
+        outputs = self.decoder(**inputs, use_cache=False, return_dict=True, **self.options)
+        layers = layers_of(outputs, self.watch) if self.options or self.watch else None
+        return outputs.last_hidden_state, layers
+
+    @torch.no_grad()
+    def logits(self, states: torch.Tensor, width: int) -> torch.Tensor:
+        """Of some hidden states (tokens, hidden) the first `width` logits, (tokens, width)."""
+        bias = self.head.bias
+        return nn.functional.linear(states, self.head.weight[:width], bias if bias is None else bias[:width])
+
+
+def load_teacher(recipe: Any, place: str, device: torch.device) -> Any:
+    """The teacher's model, in the dtype of its files; an adapter is merged into its base."""
+    made = (manifest.read_json(Path(place)) or {}).get("recipe", {})
+    quantization = recipe.teacher_quantization or made.get("quantization")
+    eager = any(each.kind == "maps" for each in recipe.losses)
+    model: Any = load_model(
+        place,
+        quantization=quantization,
+        attn_implementation="eager" if eager else None,
+        trust_remote_code=recipe.trust_remote_code,
+    )
+    if quantization is not None:
+        return model
+    return (model.merge_and_unload() if is_adapter(place) else model).to(device)
+
+
+def placed(model: Any, accelerator: "Accelerator") -> Any:
+    """The model where Accelerate puts it: whole on each device, or its layers in shards where the student is."""
+    if not accelerator.is_fsdp2:
+        return accelerator.prepare_model(model, evaluation_mode=True)
+    from torch.distributed.fsdp import fully_shard
+
+    model.to(accelerator.device)
+    for module in list(decoder_of(model).modules()):
+        if type(module).__name__ in model._no_split_modules:
+            fully_shard(module)
+    return model
+
+
+def layers_of(outputs: Any, watch: Watch | None) -> Layers:
+    hidden_states = tuple(outputs.hidden_states or ())[1:]  # the first is the embedding
+    return Layers(hidden_states, tuple(outputs.attentions or ()), watch.take() if watch else {})
+
+
+def learned(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Where a prediction is learned, (batch, tokens - 1): position t predicts token t + 1."""
+    return batch["labels"][:, 1:] != IGNORED
+
+
+def allowed(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Which tokens (batch, query, key) may look at which: none ahead, in another document, or padding."""
+    ids = batch["input_ids"]
+    length = ids.shape[1]
+    mask = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()[None]
+    if "position_ids" in batch:
+        document = (batch["position_ids"] == 0).cumsum(-1)
+        mask = mask & (document[:, :, None] == document[:, None, :])
+    if "attention_mask" in batch:
+        is_token = batch["attention_mask"].bool()
+        mask = mask & is_token[:, None, :] & is_token[:, :, None]
+    return mask.expand(len(ids), length, length)
+
+
+def target_batches(
+    teacher: Teacher, batch: dict[str, torch.Tensor], width: int, tokens: int
+) -> Iterator[torch.Tensor]:
+    """The logits of all learned positions of a batch in order, a few tokens at a time, each (some, width)."""
+    states = teacher(batch)[0][:, :-1][learned(batch)]
+    for start in range(0, len(states), tokens):
+        yield teacher.logits(states[start : start + tokens], width)

@@ -1,0 +1,151 @@
+"""The trainer of students: the teacher is asked for each batch, and may score what the student wrote itself."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainingArguments
+
+from hfkit.data.examples import pad
+from hfkit.data.packing import IGNORED
+from hfkit.distillation.data import TrainingData
+from hfkit.distillation.objective import Objective
+from hfkit.distillation.teacher import INPUTS, Teacher, placed
+from hfkit.evaluation.batches import padded
+from hfkit.training.trainer import HfkitTrainer
+
+
+class DistillationTrainer(HfkitTrainer):
+    """HfkitTrainer whose loss is an `Objective`.
+
+    Args:
+        teacher: None where the batches hold its targets, or none are needed.
+        on_policy_share: the share of steps whose completions the student writes (GKD, arXiv 2306.13649, lambda).
+        generation: arguments of `GenerationConfig` for that.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        objective: Objective,
+        teacher: Teacher | None = None,
+        on_policy_share: float = 0.0,
+        generation: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(*args, loss_of=objective, **kwargs)
+        self.objective, self.teacher = objective, teacher
+        self.on_policy_share, self.generation = on_policy_share, generation or {}
+        self._parts: dict[str, torch.Tensor] = {}  # of the step, each loss as a mean over its tokens
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        with self.accelerator.autocast():
+            self.objective.prepare(inputs, self.teacher)
+        inputs = {name: inputs[name] for name in (*INPUTS, "labels") if name in inputs}
+        loss = super().compute_loss(model, inputs | self.objective.options(), return_outputs, num_items_in_batch)
+        items: Any = num_items_in_batch
+        for name, part in self.objective.parts.items():
+            self._parts[name] = self._parts.get(name, 0) + part.float() / items
+        return loss
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        self._parts = {}
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        # Drawn from the generator that checkpoints keep; processes may differ, each has its own batches.
+        if not self.on_policy_share or torch.rand(()).item() >= self.on_policy_share:
+            return batches, items
+        batches = [self._written_by_student(self._prepare_inputs(batch)) for batch in batches]
+        return batches, self._get_num_items_in_batch(batches, device)
+
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+        if "loss" in logs and len(self._parts) > 1:
+            sums = self.accelerator.reduce(torch.stack(list(self._parts.values())), "sum").tolist()
+            logs |= {f"loss_{name}": value for name, value in zip(self._parts, sums, strict=True)}
+        super().log(logs, start_time)
+
+    def evaluate_model(self, model: nn.Module, rows: Any, title: str) -> dict[str, float]:
+        """The losses of another model than the one that is trained, in the precision of the training."""
+        with self.accelerator.autocast():
+            return self.token_metrics(rows, title, model)
+
+    @torch.no_grad()
+    def _written_by_student(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The batch with the completions that the student writes after its prompts, which then are what is learned."""
+        model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        pad_id = model.config.get_text_config().pad_token_id
+        is_prompt = batch["attention_mask"].bool() & ((batch["labels"] != IGNORED).cumsum(-1) == 0)
+        prompts = [ids[kept].tolist() for ids, kept in zip(batch["input_ids"], is_prompt, strict=True)]
+        ids, mask = padded(prompts, pad_id, "left")
+        room = batch["input_ids"].shape[1] - is_prompt.sum(-1).min().item()
+        options = {"do_sample": True, "max_new_tokens": max(int(room), 1), **self.generation}
+        was_training = model.training
+        model.eval()
+        output = model.generate(
+            input_ids=ids.to(batch["input_ids"].device),
+            attention_mask=mask.to(batch["input_ids"].device),
+            pad_token_id=pad_id,
+            **options,
+        )
+        model.train(was_training)
+        ends = options.get("eos_token_id", model.generation_config.eos_token_id)
+        stops = torch.isin(output[:, ids.shape[1] :], torch.as_tensor(ends, device=output.device))
+        lengths = (stops.cumsum(-1) - stops.long() == 0).sum(-1).tolist()  # up to the first end, with it
+        examples = []
+        for prompt, written, length in zip(prompts, output[:, ids.shape[1] :], lengths, strict=True):
+            learned = written[:length]
+            context = torch.tensor(prompt, device=output.device)
+            row = torch.cat([context, learned])
+            examples.append({"input_ids": row, "labels": torch.cat([torch.full_like(context, IGNORED), learned])})
+        return pad(examples, pad_id)
+
+
+def student_trainer(
+    recipe: Any,
+    model: Any,
+    args: TrainingArguments,
+    data: TrainingData,
+    task_metrics: Any,
+    teacher: Callable[[], Any] | None,
+    width: int,
+) -> HfkitTrainer:
+    """The trainer of a student by its recipe; without a teacher, with cross-entropy alone.
+
+    Args:
+        teacher: loads the model; called only if it runs beside the student.
+    """
+    sample = partial(task_metrics, model, "validation", recipe.evaluation_rows) if recipe.task != "text" else None
+    common: dict[str, Any] = {
+        "optimizer": recipe.optimizer,
+        "task_metrics": sample,
+        "bad_steps": recipe.bad_steps,
+        "eval_dataset": data.validation,
+    }
+    if teacher is None or recipe.targets.source == "generated":
+        rows, collate = (data.alone, data.collate_alone) if teacher is None else (data.train, data.collate)
+        return HfkitTrainer(model, args, train_dataset=rows, data_collator=collate, **common)
+    is_beside = recipe.targets.source != "cached"
+    asked = teacher() if is_beside else None
+    config = asked.config.get_text_config() if asked is not None else None
+    objective = Objective(recipe.losses, model, config, width, args.torch_compile)
+    trainer = DistillationTrainer(
+        model,
+        args,
+        objective=objective,
+        on_policy_share=recipe.targets.share if recipe.targets.source == "on_policy" else 0.0,
+        generation=recipe.generation,
+        train_dataset=data.train,
+        data_collator=data.collate,
+        **common,
+    )
+    if asked is not None:
+        asked = placed(asked, trainer.accelerator)
+        trainer.teacher = Teacher(asked, objective.watched(1), objective.options(), args.torch_compile)
+    return trainer

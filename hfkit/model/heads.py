@@ -1,0 +1,73 @@
+"""A causal model as its decoder, which gives hidden states, and its head, the linear map from them to logits."""
+
+from collections.abc import Callable
+from functools import wraps
+from types import MethodType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers.modeling_outputs import CausalLMOutput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PROBE_TOKENS = 4
+
+
+def causal_of(model: Any) -> "PreTrainedModel":
+    """The causal model itself, also where an adapter is on it."""
+    from peft import PeftModel
+
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def decoder_of(model: Any) -> nn.Module:
+    causal = causal_of(model)
+    return getattr(causal, causal.base_model_prefix)
+
+
+def head_of(model: Any) -> nn.Module:
+    return causal_of(model).get_output_embeddings()
+
+
+@torch.no_grad()
+def is_plain(model: Any) -> bool:
+    """Whether its logits are its head's output for its decoder's last hidden states, and nothing more.
+
+    Some models cap or scale their logits (Gemma 2, Cohere, Granite): a few tokens tell.
+    """
+    causal = causal_of(model)
+    head = causal.get_output_embeddings()
+    if type(head) is not nn.Linear or not isinstance(getattr(causal, causal.base_model_prefix, None), nn.Module):
+        return False
+    ids = torch.arange(PROBE_TOKENS, device=head.weight.device)[None] % head.weight.shape[0]
+    was_training = causal.training
+    causal.eval()
+    expected = causal(input_ids=ids, use_cache=False).logits
+    found = head(decoder_of(model)(input_ids=ids, use_cache=False)[0])
+    causal.train(was_training)
+    return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def compute_loss_with(model: Any, loss_of: Callable[..., torch.Tensor]) -> None:
+    """Let `model(..., labels=...)` in training give the loss that `loss_of` makes of hidden states, without logits.
+
+    It stays the model's own forward pass: wrappers that gather or reduce its weights see nothing new.
+
+    Args:
+        model: one for which `is_plain` holds, or an adapter on one.
+        loss_of: called with the decoder's outputs, the head, the labels and num_items_in_batch.
+    """
+    causal = causal_of(model)
+    decoder, plain = decoder_of(model), causal.forward
+
+    @wraps(type(causal).forward)
+    def forward(self: Any, *args: Any, labels: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        if labels is None or not self.training:
+            return plain(*args, labels=labels, **kwargs)
+        items = kwargs.pop("num_items_in_batch", None)
+        outputs = decoder(*args, **{**kwargs, "use_cache": False, "return_dict": True})
+        return CausalLMOutput(loss=loss_of(outputs, head_of(model), labels, items))
+
+    causal.forward = MethodType(forward, causal)  # type: ignore[method-assign]

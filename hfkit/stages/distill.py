@@ -1,0 +1,189 @@
+"""Distil a teacher into a smaller student, and tell what that was worth."""
+
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+from hfkit.data.tasks import TaskRecipe
+from hfkit.data.tokenizer import load_tokenizer
+from hfkit.distillation.settings import OF_LAYERS, FromTeacher, Loss, Targets
+from hfkit.ranks import on_main, say
+from hfkit.recipe import Input, Section, StageRecipe
+from hfkit.training.settings import TRAIN, BadSteps
+
+MAKES, DISTRIBUTED = "model", True
+_FROM_TOKENIZER = "it is the tokenizer's"
+
+
+class Recipe(TaskRecipe):
+    """A student that learns from a teacher: from its distributions, its layers, or what it writes."""
+
+    stage: Literal["distill"]
+    teacher: Annotated[str, Input("model")]
+    student: Annotated[
+        str | dict[str, Any],
+        Input("model"),
+        Section(
+            "hfkit.model.configuration_hfkit.HfkitConfig",
+            (("pad_token_id", _FROM_TOKENIZER), ("bos_token_id", _FROM_TOKENIZER), ("eos_token_id", _FROM_TOKENIZER)),
+            (("from_teacher", FromTeacher),),
+        ),
+    ]
+    tokenizer: Annotated[str | None, Input("tokenizer")] = pydantic.Field(
+        None, description="Of the student. By default its own, or the teacher's for a new student."
+    )
+    data: Annotated[str, Input("data set")]
+    task: Literal["text", "generate", "chat"] = pydantic.Field(
+        "text", description="text: whole documents. generate: completions after prompts. chat: the assistant's turns."
+    )
+    sequence_length: int = pydantic.Field(512, ge=8, description="Tokens in a row of the batch.")
+    packing: Literal["documents", "concatenate"] = pydantic.Field(
+        "documents", description="Of `task: text`, as in pretrain. Examples of a task never see one another."
+    )
+    losses: list[Loss] = pydantic.Field(
+        [Loss(loss="cross_entropy", weight=0.5), Loss(loss="forward_kl", weight=0.5)],
+        min_length=1,
+        description="What is learned: the weighted sum of these.",
+    )
+    targets: Targets = pydantic.Field(Targets(), description="Where the teacher's signal comes from.")
+    cross_tokenizer: Literal["uld"] | None = pydantic.Field(
+        None, description="Allow teacher and student different tokenizers, compared by `loss: uld`."
+    )
+    teacher_quantization: Annotated[dict[str, Any] | None, Section("transformers.BitsAndBytesConfig")] = None
+    lora: Annotated[dict[str, Any] | None, Section("peft.LoraConfig")] = None
+    baseline: bool = pydantic.Field(
+        True, description="Also train the same student with cross-entropy alone on the same tokens, as a comparison."
+    )
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    attn_implementation: Literal["eager", "sdpa", "flex_attention", "flash_attention_2"] = "sdpa"
+    evaluation_rows: int = pydantic.Field(50, ge=1, description="Rows of a task for which texts are generated.")
+    generation: Annotated[dict[str, Any], Section("transformers.GenerationConfig")] = {}
+    trust_remote_code: bool = pydantic.Field(False, description="Run the code that comes with a model.")
+    bad_steps: BadSteps = pydantic.Field(BadSteps(), description="What to do about steps whose numbers are bad.")
+    train: Annotated[dict[str, Any], TRAIN]
+
+
+def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> Iterator[tuple[str, str]]:
+    """What can be known before a model is loaded or a row is tokenized."""
+    from hfkit.distillation import checks
+
+    yield from checks.problems(recipe, places, recipes)
+
+
+def external(recipe: Recipe) -> dict[str, Any]:
+    return {}
+
+
+def describe(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> dict[str, Any]:
+    return {
+        "task": recipe.task,
+        "losses": " + ".join(f"{each.weight:g} {each.loss}" for each in recipe.losses if each.weight),
+        "targets": recipe.targets.source,
+        "trains": "a student" + (", and the same with cross-entropy alone" if recipe.baseline else ""),
+    }
+
+
+def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
+    from transformers import set_seed
+    from transformers.utils import logging
+
+    from hfkit.distillation import checks, report
+    from hfkit.distillation.data import training_data
+    from hfkit.distillation.student import make_student
+    from hfkit.distillation.teacher import load_teacher
+    from hfkit.training import checkpoints, roof
+    from hfkit.training.report import save
+    from hfkit.training.task_metrics import TaskMetrics
+    from hfkit.training.trainer import training_arguments
+
+    # Data
+    logging.disable_progress_bar()  # of writing a few files
+    checkpoint = on_main("resume", lambda: str(checkpoints.newest(output) or ""))
+    tokenizer = load_tokenizer(checks.tokenizer_place(places))
+    width = checks.shared_width(recipe, places)
+    args = training_arguments(recipe.train, output)
+    roof.use_all_cores(args.device)
+    teacher = functools.cache(lambda: load_teacher(recipe, places["teacher"], args.device))
+    data = training_data(recipe, places, tokenizer, teacher, width, output.parent / ".cache")
+    say(data.shown)
+
+    # Student
+    def student() -> Any:
+        set_seed(args.seed)
+        return make_student(recipe, places, tokenizer, teacher)
+
+    # Training
+    task_metrics = TaskMetrics(recipe, places["data"], tokenizer, args.per_device_train_batch_size)
+    model = student()
+    checks.warn_of_small_teacher(recipe, places["teacher"], model)
+    trainer, speed, decided = _trainer(recipe, model, data, task_metrics, output, teacher, width)
+    if checkpoint:
+        say(f"  going on from {checkpoint}")
+    trainer.train(resume_from_checkpoint=checkpoint or None)
+    found = {"student": report.scores(trainer, data, task_metrics)}
+    metrics = {**decided, **speed.summary(), "train_seconds": round(trainer.train_seconds, 1)}
+    metrics |= {"skipped_steps": trainer.guard.skipped, "device": args.device.type, "seed": args.seed}
+    metrics["size_bytes"] = save(trainer, tokenizer, output)
+
+    # Its teacher, and the same student without one
+    found["teacher"] = report.teacher_scores(trainer, teacher, data, task_metrics, places["teacher"], output)
+    if recipe.baseline:
+        say("\n  The same student with cross-entropy alone, on the same tokens")
+        found["alone"] = _alone(recipe, student(), data, task_metrics, output)
+    metrics |= report.compared(found) | data.facts
+    on_main("close", lambda: report.close(output, found["teacher"]))
+    say(report.summary(metrics, found, output))
+    return metrics
+
+
+def _trainer(
+    recipe: Recipe,
+    model: Any,
+    data: Any,
+    task_metrics: Any,
+    output: Path,
+    teacher: Callable[[], Any] | None = None,
+    width: int = 0,
+) -> tuple[Any, Any, dict[str, Any]]:
+    """The trainer of a student, with a teacher or alone; what measures its speed; and what measuring decided."""
+    from hfkit.distillation.trainer import student_trainer
+    from hfkit.ranks import world_size
+    from hfkit.training import roof
+    from hfkit.training.callbacks import Speed, watch
+    from hfkit.training.decisions import settle
+
+    between_layers = teacher is not None and any(each.loss in OF_LAYERS for each in recipe.losses)
+    train = {"torch_compile": False, **recipe.train} if between_layers else recipe.train  # its graph would break
+    what = f"{recipe.optimizer}, learning from " + ("the data alone" if teacher is None else "its teacher")
+    args, decided = settle(train, output, model, data.alone, lambda count: f"{count} rows, {what}", data.collate_alone)
+    trainer = student_trainer(recipe, model, args, data, task_metrics, teacher, width)
+    flops = roof.training_flops_per_token(model, recipe.sequence_length)
+    tokens = int(decided["rows_a_step"] * data.tokens_a_row)
+    speed = Speed(trainer, tokens, flops, decided["roof_flops"] * world_size())
+    watch(trainer, speed, output / "metrics.jsonl")
+    return trainer, speed, decided
+
+
+def _alone(recipe: Recipe, model: Any, data: Any, task_metrics: Any, output: Path) -> dict[str, float]:
+    """The scores of the student trained without its teacher, in a folder of its own, resumed as any run."""
+    from hfkit import manifest
+    from hfkit.distillation import report
+    from hfkit.training import checkpoints
+
+    folder = output / report.ALONE
+
+    def prepare() -> str:
+        folder.mkdir(exist_ok=True)
+        begun = manifest.read_json(output, manifest.STARTED) or {}
+        if (manifest.read_json(folder, manifest.STARTED) or {}).get("fingerprint") != begun.get("fingerprint"):
+            begun = {key: value for key, value in begun.items() if key != "committed"}
+            manifest.write_json(folder / manifest.STARTED, begun)
+        return str(checkpoints.newest(folder) or "")
+
+    checkpoint = on_main("resume alone", prepare)
+    trainer, _, _ = _trainer(recipe, model, data, task_metrics, folder)
+    trainer.train(resume_from_checkpoint=checkpoint or None)
+    return report.scores(trainer, data, task_metrics)
