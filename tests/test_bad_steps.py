@@ -1,7 +1,6 @@
 """A step with bad numbers never reaches the weights, is counted and told, and too many of them end the run."""
 
 import copy
-import functools
 import json
 import math
 from collections.abc import Callable, Collection, Iterator
@@ -22,7 +21,7 @@ from hfkit.training import checkpoints
 from hfkit.training.bad_steps import FEWEST_STEPS, RECENT_STEPS, StepGuard
 from hfkit.training.callbacks import MetricsFile, read_log
 from hfkit.training.settings import BadSteps
-from hfkit.training.trainer import HfkitTrainer, training_arguments
+from hfkit.training.trainer import CrossEntropy, HfkitTrainer, training_arguments
 from tests.interrupting import PRETRAIN, terminate
 
 NAN, INF = math.nan, math.inf
@@ -140,6 +139,8 @@ def trainer_of(
 
     def spoil(module: Any, arguments: Any, output: Any) -> None:
         nonlocal passes
+        if not module.training:
+            return
         passes += 1
         if passes in bad and kind == "loss":
             output.loss = output.loss * NAN
@@ -302,18 +303,14 @@ def diverging(ready: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A model whose loss is NaN in the training passes of this list, counted from 1."""
     bad: list[int] = []
     passes = 0
-    forward = HfkitForCausalLM.forward
+    loss_of = CrossEntropy.__call__
 
-    @functools.wraps(forward)
-    def spoiled(self: HfkitForCausalLM, *args: Any, **kwargs: Any) -> Any:
+    def spoiled(*args: Any) -> Any:
         nonlocal passes
-        output = forward(self, *args, **kwargs)
-        if self.training and output.loss is not None:
-            passes += 1
-            output.loss = output.loss * (NAN if passes in bad else 1.0)
-        return output
+        passes += 1
+        return loss_of(*args) * (NAN if passes in bad else 1.0)
 
-    monkeypatch.setattr(HfkitForCausalLM, "forward", spoiled)
+    monkeypatch.setattr(CrossEntropy, "__call__", spoiled)
     return bad
 
 

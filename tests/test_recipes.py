@@ -53,6 +53,8 @@ def test_the_main_job_runs_from_nothing(
     for name in ("finetune", "classify"):
         path = str(ROOT / "recipes" / f"{name}.yaml")
         assert cli.main(["run", path, "model=runs/pretrain", "train.num_train_epochs=1", *steps]) == 0
+    assert cli.main(["run", str(ROOT / "recipes" / "distill.yaml"), "teacher=runs/pretrain", *SHORT]) == 0
+    assert {"gap_closed", "retention"} <= json.loads(Path("runs/distill/metrics.json").read_text()).keys()
     assert {path.name for path in Path("runs/finetune").iterdir()} >= {"adapter_model.safetensors", "merged"}
     evaluate = str(ROOT / "recipes" / "evaluate.yaml")
     assert cli.main(["run", evaluate, "model=runs/finetune", "limit=4", "generation.max_new_tokens=4"]) == 0

@@ -18,10 +18,11 @@ from hfkit.data import corpus
 from hfkit.data.examples import pad
 from hfkit.data.packing import IGNORED
 from hfkit.data.tasks import fill
-from hfkit.distillation.vocabulary import aligned
+from hfkit.distillation.vocabulary import aligned, ids_before
 from hfkit.errors import HfkitError
 from hfkit.ranks import is_main
 
+MOST_CHARACTERS = 16  # a token, looked at for a row: a document would else be tokenized once a row
 FILES = ("ids", "learned", "partner", "teacher_ids", "starts")
 
 
@@ -124,11 +125,12 @@ def _texts(
         prompt = fill(recipe.template, values)
         ids, teacher_ids, pairs = aligned(fill(recipe.completion, values), tokenizer, teacher_tokenizer, prompt)
         if max(len(ids), len(teacher_ids)) <= length and len(pairs):
-            yield ids, teacher_ids, pairs, int(pairs[0, 0]) + 1
+            yield ids, teacher_ids, pairs, len(ids_before(prompt, tokenizer))
         return
     rest = values["text"]
     while rest:
-        text, is_end = rest, True
+        text = rest[: MOST_CHARACTERS * length]
+        is_end = text == rest
         while True:
             ids, teacher_ids, pairs = aligned(text, tokenizer, teacher_tokenizer)
             longest = max(len(ids), len(teacher_ids))

@@ -111,7 +111,7 @@ def _begins(text: str, tokenizer: "PreTrainedTokenizerBase", prompt: str) -> tup
     These differ where characters were dropped between. Both are -1 for a token that begins inside a character, or is
     not of the text.
     """
-    before, after = _before(prompt, tokenizer), [tokenizer.eos_token_id] * (tokenizer.eos_token_id is not None)
+    before, after = ids_before(prompt, tokenizer), [tokenizer.eos_token_id] * (tokenizer.eos_token_id is not None)
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     starts, ends = np.array(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2).T
     reads = np.append(0, ends)[:-1]
@@ -125,7 +125,7 @@ def _begins(text: str, tokenizer: "PreTrainedTokenizerBase", prompt: str) -> tup
     return [*before, *encoding["input_ids"], *after], framed(starts), framed(reads)
 
 
-def _before(prompt: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+def ids_before(prompt: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """What stands before the text: BOS, or the prompt as the tokenizer begins a text, without an EOS."""
     if not prompt:
         return [tokenizer.bos_token_id] * (tokenizer.bos_token_id is not None)

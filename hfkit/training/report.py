@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel, TaskType
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, set_seed
 
 from hfkit import manifest
@@ -18,6 +19,7 @@ from hfkit.training.callbacks import draw_loss, read_log
 from hfkit.training.trainer import HfkitTrainer
 
 XZ_LIMIT_BYTES = 4_000_000
+TRAINING_ONLY = "distillation_projections."  # weights that a distillation learns beside the student
 PROMPT_TOKENS, NEW_TOKENS = 12, 60
 
 
@@ -73,9 +75,12 @@ def _save_files(
     shutil.rmtree(work, ignore_errors=True)
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     weights = {name.removeprefix("_orig_mod."): tensor for name, tensor in state_dict.items()}
+    weights = {name: tensor for name, tensor in weights.items() if not name.startswith(TRAINING_ONLY)}
     for tied in model.all_tied_weights_keys:  # gathered from several processes it is a copy, no longer the same tensor
         weights.pop(tied, None)
     model.save_pretrained(work, state_dict=weights)
+    if isinstance(model, PeftModel) and model.active_peft_config.task_type == TaskType.SEQ_CLS:
+        model.config.save_pretrained(work)  # with the names of the classes, which the base does not have
     tokenizer.save_pretrained(work)
     manifest.sync_tree(work)
     size = 0

@@ -148,18 +148,27 @@ def _in_forward(model_class: type) -> None:
     original = model_class.forward
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        place = "forward" if self.training else "evaluation"
-        if _seen["step"] and _fault.get(place) == _seen["step"]:
-            _act(place)
-        if self.training and _fault.get("die") == _seen["step"]:
-            os.kill(os.getpid(), signal.SIGKILL)
-        output = original(self, *args, **kwargs)
-        if self.training and _fault["do"] == "loss" and _seen["step"] in _fault["steps"]:
-            output.loss = output.loss * float(_fault["value"])
-        return output
+        if not self.training and _seen["step"] and _fault.get("evaluation") == _seen["step"]:
+            _act("evaluation")
+        return original(self, *args, **kwargs)
 
     functools.update_wrapper(forward, original)
     model_class.forward = forward
+
+
+def _in_loss(loss_class: type) -> None:
+    """The loss of training, which is computed inside of its forward pass."""
+    original = loss_class.__call__
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if _seen["step"] and _fault.get("forward") == _seen["step"]:
+            _act("forward")
+        if _fault.get("die") == _seen["step"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        loss = original(*args, **kwargs)
+        return loss * float(_fault["value"]) if _fault["do"] == "loss" and _seen["step"] in _fault["steps"] else loss
+
+    loss_class.__call__ = call
 
 
 # ---- getting in
@@ -205,5 +214,6 @@ if _fault and os.environ.get("RANK", "0") == str(_fault.get("rank", 0)):
         _changes[_module] = _wrap(_function, _counts_its_writes)
     else:
         _changes["hfkit.training.resumable"] = lambda module: _in_training_step(module.ResumableTrainer)
+        _changes["hfkit.training.trainer"] = lambda module: _in_loss(module.CrossEntropy)
         _changes["hfkit.model.modeling_hfkit"] = lambda module: _in_forward(module.HfkitForCausalLM)
     sys.meta_path.insert(0, _After(_changes))
