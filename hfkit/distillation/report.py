@@ -47,7 +47,7 @@ def teacher_scores(
     model = trainer.accelerator.prepare_model(teacher(), evaluation_mode=True)
     found: Scores = {}
     for split, prefix in (("test", ""), ("validation", "validation_")):
-        losses = trainer.evaluate_model(model, data.of_teacher[split], f"teacher on {split}")
+        losses = trainer.token_metrics(data.of_teacher[split], f"teacher on {split}", model)
         found |= {f"{prefix}{name}": value for name, value in losses.items()}
     if recipe.task != "text":
         found |= task_metrics(model, "test", recipe.evaluation_rows)

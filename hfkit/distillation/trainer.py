@@ -71,11 +71,6 @@ class DistillationTrainer(HfkitTrainer):
             logs |= {f"loss_{name}": value for name, value in zip(self._parts, sums, strict=True)}
         super().log(logs, start_time)
 
-    def evaluate_model(self, model: nn.Module, rows: Any, title: str) -> dict[str, float]:
-        """The losses of another model than the one that is trained, in the precision of the training."""
-        with self.accelerator.autocast():
-            return self.token_metrics(rows, title, model)
-
     @torch.no_grad()
     def _written_by_student(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The batch with the completions that the student writes after its prompts, which then are what is learned."""
