@@ -16,11 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from hfkit import cli, manifest
 from hfkit.data.packing import IGNORED
-from hfkit.distillation import report, teacher
+from hfkit.distillation import report
 from hfkit.distillation.objective import Objective
 from hfkit.distillation.settings import Loss, spread
 from hfkit.distillation.teacher import Teacher
-from hfkit.errors import HfkitError
 from hfkit.model import HfkitConfig, HfkitForCausalLM
 from hfkit.model.heads import compute_loss_with
 from hfkit.training.callbacks import read_log
@@ -419,11 +418,20 @@ def test_a_small_teacher_is_warned_of(recipe: Path, capsys: pytest.CaptureFixtur
     assert "WARNING: the teacher has fewer parameters than the student" in capsys.readouterr().out
 
 
-def test_a_teacher_whose_logits_are_not_its_heads_is_refused() -> None:
+def test_a_teacher_whose_logits_are_not_its_heads_is_refused(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
-    sizes = {"vocab_size": 20, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "head_dim": 8}
-    model = Gemma2ForCausalLM(Gemma2Config(num_attention_heads=2, num_key_value_heads=2, **sizes))
+    tokenizer = AutoTokenizer.from_pretrained("runs/pretrain")
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "head_dim": 8}
+    config = Gemma2Config(vocab_size=len(tokenizer), num_attention_heads=2, num_key_value_heads=2, **sizes)
+    model = Gemma2ForCausalLM(config)
     torch.nn.init.normal_(model.lm_head.weight, std=30.0)  # so that the cap of its logits shows
-    with pytest.raises(HfkitError, match="its logits are not its head's output"):
-        teacher.Teacher(model, set(), {})
+    model.save_pretrained("runs/gemma")
+    tokenizer.save_pretrained("runs/gemma")
+    assert cli.main(["run", RECIPE, "teacher=runs/gemma"]) == 2
+    assert "runs/gemma are not a linear map of its hidden states" in capsys.readouterr().err
+
+
+def test_teacher_and_student_in_bfloat16(recipe: Path) -> None:
+    found = run("train.bf16=true", "train.use_cpu=true", "baseline=false")
+    assert found["precision"] == "bf16" and math.isfinite(found["loss"])

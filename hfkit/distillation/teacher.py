@@ -75,16 +75,9 @@ class Teacher:
         watched: layers whose queries, keys and values are wanted.
         options: such as `output_hidden_states`, for its forward pass.
         compiled: whether to compile the decoder.
-
-    Raises:
-        HfkitError: if its logits are not a linear map of its hidden states.
     """
 
     def __init__(self, model: Any, watched: set[int], options: dict[str, bool], compiled: bool = False):
-        if not is_plain(model):
-            raise HfkitError(
-                "teacher: its logits are not its head's output for its last hidden states; choose another"
-            )
         self.model = model.requires_grad_(False).eval()
         self.watch = Watch(model, watched, "teacher") if watched else None
         self.options = options
@@ -107,7 +100,11 @@ class Teacher:
 
 
 def load_teacher(recipe: Any, place: str, device: torch.device) -> Any:
-    """The teacher's model, in the dtype of its files; an adapter is merged into its base."""
+    """The teacher's model, in the dtype of its files; an adapter is merged into its base.
+
+    Raises:
+        HfkitError: if its logits are not a linear map of its hidden states.
+    """
     made = (manifest.read_json(Path(place)) or {}).get("recipe", {})
     quantization = recipe.teacher_quantization or made.get("quantization")
     eager = any(each.kind == "maps" for each in recipe.losses)
@@ -117,9 +114,11 @@ def load_teacher(recipe: Any, place: str, device: torch.device) -> Any:
         attn_implementation="eager" if eager else None,
         trust_remote_code=recipe.trust_remote_code,
     )
-    if quantization is not None:
-        return model
-    return (model.merge_and_unload() if is_adapter(place) else model).to(device)
+    if quantization is None:
+        model = (model.merge_and_unload() if is_adapter(place) else model).to(device)
+    if not is_plain(model):
+        raise HfkitError(f"teacher: the logits of {place} are not a linear map of its hidden states; choose another")
+    return model
 
 
 def placed(model: Any, accelerator: "Accelerator") -> Any:

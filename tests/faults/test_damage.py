@@ -123,7 +123,8 @@ def test_all_checkpoints_are_damaged(ledger: Ledger, new: NewWorld, stopped: Wor
         world = new(stopped)
         bit_flipped(world.out / "checkpoint-12/optimizer.pt")
         truncated(world.out / "checkpoint-8/model.safetensors")
-        before = content_of(world.out)
+        # What the kill left of a checkpoint that was being removed is not of the run, and is swept.
+        before = {name: value for name, value in content_of(world.out).items() if ".partial/" not in name}
         for _ in range(2):
             text = world.run(code=2)
             must_tell("this run has committed checkpoints, but none can be used:" in text, text)
