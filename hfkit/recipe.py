@@ -5,15 +5,18 @@ import enum
 import functools
 import importlib
 import inspect
+import json
 import re
 import types
 import typing
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import pydantic
 from pydantic import BaseModel, ConfigDict
 
+from hfkit import manifest
 from hfkit.errors import HfkitError, did_you_mean, shown
 from hfkit.recipe_yaml import Key, Source
 
@@ -33,6 +36,14 @@ class StageRecipe(RecipePart):
     output_dir: str | None = pydantic.Field(
         default=None, min_length=1, description="Folder of the result. By default runs/<name of the recipe file>."
     )
+
+
+def is_there(place: str, planned: StageRecipe | None) -> bool:
+    """Whether an input is a folder to look at: where a recipe makes it, a finished one, by the recipe as it is now."""
+    if planned is None:
+        return Path(place).is_dir()
+    made = manifest.read_json(Path(place))
+    return made is not None and made["recipe"] == json.loads(planned.model_dump_json())
 
 
 AnyRecipe = TypeVar("AnyRecipe", bound=StageRecipe)

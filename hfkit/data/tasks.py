@@ -1,11 +1,12 @@
 """What a model is asked to do with a row: the prompt, the completion and which tokens are learned."""
 
 import string
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field
 
+from hfkit.data import corpus
 from hfkit.errors import HfkitError, did_you_mean, reason
 from hfkit.recipe import StageRecipe
 
@@ -34,6 +35,8 @@ class TaskRecipe(StageRecipe):
 
     def columns(self) -> dict[str, tuple[str, str]]:
         """The columns that the task needs: for each the key that names it, and the kind it must be of."""
+        if self.task == "text":
+            return {"text": ("data", "text")}
         if self.task == "chat":
             return {self.messages: ("messages", "messages")}
         needed = dict.fromkeys(fields_of(self.template), ("prompt", "text"))
@@ -75,25 +78,69 @@ def fill(template: str, values: dict[str, Any]) -> str:
     return "".join(parts)
 
 
-def check_columns(recipe: TaskRecipe, columns: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """The names of a task that the data does not have, as problems of the recipe's keys."""
-    columns = set(columns)
+def check_data(recipe: TaskRecipe, place: str, planned: StageRecipe | None) -> Iterator[tuple[str, str]]:
+    """What is wrong with the data of a task, as problems of the recipe's keys.
+
+    Args:
+        place: a folder, or an id on the Hub, which is looked at when it is read.
+        planned: the recipe that makes the folder, if one does.
+    """
+    if problem := corpus.problem_with(place):
+        yield "data", problem
+        return
+    columns = getattr(planned, "columns", None) or corpus.columns_of(place)
+    if columns is not None:
+        yield from _check_columns(recipe, columns)
+
+
+def _check_columns(recipe: TaskRecipe, columns: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """Names that the data does not have or has of another kind. A text and a label are of one kind on disk."""
     try:
-        for name, (key, _) in recipe.columns().items():
+        for name, (key, kind) in recipe.columns().items():
             if name not in columns:
                 yield key, f"the data has no column {name!r}, {did_you_mean(name, columns)}"
+            elif (columns[name] == "messages") != (kind == "messages"):
+                is_chat = "is a chat" if columns[name] == "messages" else "is no chat"
+                yield key, f"the column {name!r} of the data {is_chat}; name another, or choose another task"
     except HfkitError as error:
         yield "prompt", str(error)
     if recipe.task == "generate" and not fields_of(recipe.completion):
         yield "completion", f"{recipe.completion!r} names no column; write {{column}} where the answer stands"
 
 
+def check_room(
+    recipe: TaskRecipe, tokenizer: "PreTrainedTokenizerBase | None", window: int, new_tokens: int | None
+) -> Iterator[tuple[str, str]]:
+    """Where a task leaves no room for a row, as problems of the recipe's keys.
+
+    Args:
+        tokenizer: None where it is not there yet; then a template is not measured.
+        window: tokens that prompt and answer have together.
+        new_tokens: `max_new_tokens` of `generation:`, if it is given.
+    """
+    if recipe.task not in ("text", "classify") and new_tokens is not None and new_tokens >= window:
+        yield "generation.max_new_tokens", f"must leave room for a prompt in the window of {window}, got {new_tokens}"
+    elif recipe.task in ("generate", "classify") and tokenizer is not None:
+        text = fill(recipe.template, dict.fromkeys(fields_of(recipe.template), ""))
+        bare, room = len(_ids(text, tokenizer)), window - (new_tokens or 1 if recipe.task == "generate" else 0)
+        if bare >= room:
+            yield "prompt", f"fills the window: {bare} tokens without its columns, and there is room for {room}"
+
+
+def check_answers(recipe: TaskRecipe, rows: list[dict[str, Any]], split: str) -> Iterator[tuple[str, str]]:
+    """Rows that give nothing to hold a prediction against, as a problem of the recipe's key."""
+    blank = [number for number, row in enumerate(rows, 1) if not any(reference(recipe, row))]
+    if blank:
+        key = "messages" if recipe.task == "chat" else "completion"
+        many = f", as in {len(blank)} of {len(rows)} rows" if len(blank) > 1 else ""
+        yield key, f"row {blank[0]} of the {split} split has no answer{many}; leave such rows out of the data"
+
+
 def reference(recipe: TaskRecipe, row: dict[str, Any]) -> list[str]:
-    """What a prediction is held against: each of several completions."""
+    """What a prediction is held against: each of several completions, or the last of a chat's answers."""
     if recipe.task == "chat":
-        return [
-            next(turn["content"] for turn in reversed(row[recipe.messages]) if turn["role"] == "assistant").strip()
-        ]
+        said = [turn["content"].strip() for turn in row[recipe.messages] if turn["role"] == "assistant"]
+        return said[-1:] or [""]
     several = max((len(value) for value in row.values() if isinstance(value, list)), default=1)
     versions = [{k: v[i % len(v)] if isinstance(v, list) else v for k, v in row.items()} for i in range(several)]
     return list(dict.fromkeys(fill(recipe.completion, version).strip() for version in versions))
@@ -126,9 +173,17 @@ def encode(
 
 
 def prompt_ids(
-    recipe: TaskRecipe, values: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", length: int
+    recipe: TaskRecipe,
+    values: dict[str, Any],
+    tokenizer: "PreTrainedTokenizerBase",
+    length: int,
+    is_whole: bool = False,
 ) -> tuple[list[int], bool]:
-    """The tokens of the prompt, at most `length`, and whether it was cut. Empty if the bare template does not fit."""
+    """The tokens of the prompt, at most `length`, and whether it was cut. Empty if the bare template does not fit.
+
+    A prompt that is to be gone on with begins with the tokenizer's special tokens, but does not end with its EOS. What
+    is read as a whole does: a text to classify, and (`is_whole`) the input of an encoder-decoder.
+    """
     if recipe.task == "chat":
         turns = values[recipe.messages]
         last = max((index for index, turn in enumerate(turns) if turn["role"] == "assistant"), default=len(turns))
@@ -137,8 +192,8 @@ def prompt_ids(
         return (ids, False) if len(ids) <= length else ([], True)
     names = fields_of(recipe.template)
     texts = {name: values[name] if isinstance(values[name], str) else values[name][0] for name in names}
-    is_cut = False
-    while len(ids := _with_beginning(fill(recipe.template, texts), tokenizer)) > length:
+    is_cut, is_whole = False, is_whole or recipe.task == "classify"
+    while len(ids := _ids(fill(recipe.template, texts), tokenizer, is_whole)) > length:
         longest = max(texts, key=lambda name: len(texts[name]), default=None)
         if longest is None or not texts[longest]:
             return [], True
@@ -147,14 +202,16 @@ def prompt_ids(
     return ids, is_cut
 
 
-def _with_beginning(text: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """With the special tokens that the tokenizer begins a text with, but none of those it ends one with."""
+def _ids(text: str, tokenizer: "PreTrainedTokenizerBase", is_whole: bool = False) -> list[int]:
     ids = tokenizer(text)["input_ids"]
-    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+    return ids[:-1] if not is_whole and ids and ids[-1] == tokenizer.eos_token_id else ids
 
 
 def _shortened(text: str, tokens: int, tokenizer: "PreTrainedTokenizerBase") -> str:
     """The text without its last `tokens` tokens."""
+    if not tokenizer.is_fast:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return tokenizer.decode(ids[:-tokens]) if tokens < len(ids) else ""
     offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     return text[: offsets[-tokens][0]] if tokens < len(offsets) else ""
 

@@ -1,6 +1,6 @@
-"""Loading a tokenizer that a model can be trained with."""
+"""Loading the tokenizer of a model that is to be trained or used."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from hfkit.errors import HfkitError, reason
 
@@ -8,11 +8,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-def load_tokenizer(place: str) -> "PreTrainedTokenizerFast":
+def load_tokenizer(place: str, use: Literal["train", "generate", "classify"] = "train") -> "PreTrainedTokenizerFast":
     """The tokenizer in a folder or on the Hub.
 
+    Args:
+        use: to train with one, EOS must be learned, and so may not be the padding, which never is. Others take what
+            they find: EOS pads where nothing else does, and classifiers need none.
+
     Raises:
-        HfkitError: if it cannot be loaded, or has no pad token of its own or no EOS token.
+        HfkitError: if it cannot be loaded, or lacks a special token that its use asks for.
     """
     from transformers import AutoTokenizer
 
@@ -21,11 +25,15 @@ def load_tokenizer(place: str) -> "PreTrainedTokenizerFast":
     except Exception as error:  # files, network and Hub fail in many ways
         remedy = "a recipe of `stage: tokenizer` makes one"
         raise HfkitError(f"{place}: no tokenizer can be loaded: {reason(error)}; {remedy}") from None
-    if not tokenizer.is_fast:
+    if use == "train" and not tokenizer.is_fast:
         raise HfkitError(f"{place}: has no tokenizer.json; convert it with transformers and save it again")
-    if tokenizer.eos_token_id is None:
+    if use != "classify" and tokenizer.eos_token_id is None:
         raise HfkitError(f"{place}: the tokenizer has no EOS token, so that a model could never stop; set eos_token")
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+    if use == "train" and tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         what = "is its EOS token too" if tokenizer.pad_token_id is not None else "is not set"
         raise HfkitError(f"{place}: the pad token {what}; add one of its own, such as <pad>, and save it again")
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
+        raise HfkitError(f"{place}: the tokenizer has neither a pad token nor EOS; set pad_token and save it again")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -1,31 +1,92 @@
-"""Predictions to scores with intervals, a file of predictions, and a table for a person."""
+"""What models made of rows, as scores with intervals and tests, and as a file with the scores of each row."""
 
 import json
 import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hfkit.evaluation import load_metric
 from hfkit.evaluation.base import Statistics
+from hfkit.evaluation.label_metrics import confusion
+from hfkit.evaluation.likelihood import perplexity
 
 OF_TEXTS = ("rouge", "bleu", "chrf", "exact_match", "length", "distinct")
 OF_CLASSES = ("accuracy", "f1")
 OF_LIKELIHOOD = ("perplexity", "bits_per_byte")
+OF_OVERLAP = ("rouge", "bleu", "chrf")  # which need something to overlap with
+CUTTING_WORDS = ("rouge", "bleu", "length", "distinct")  # which `tokenize` is for
 SHOWN_ROWS = 3
 
 
 def statistics(
-    metrics: list[str], predictions: list[str], references: list[list[str]], labels: list[str] | None
+    metrics: list[str],
+    predictions: list[str],
+    references: list[list[str]],
+    labels: list[str] | None = None,
+    tokenize: str = "auto",
 ) -> dict[str, Statistics]:
-    """Of each metric that is made of predictions, its statistics. `bleu` is sacrebleu's, 0 to 100."""
-    found = {}
+    """Of each metric that is made of predictions, its statistics. `bleu` is sacrebleu's, 0 to 100.
+
+    Args:
+        labels: the classes that F1 is taken over; by default those that are predicted or true.
+        tokenize: how words are cut, see `scripts.tokenizer`.
+    """
+    found: dict[str, Statistics] = {}
     for name in metrics:
-        if name in OF_CLASSES:
-            options = {"labels": labels, "average": "macro"} if name == "f1" else {}
-            found[name] = load_metric(name).statistics(predictions, [each[0] for each in references], **options)
-        elif name in OF_TEXTS:
-            found[name] = load_metric("sacrebleu" if name == "bleu" else name).statistics(predictions, references)
+        options = {"tokenize": tokenize} if name in CUTTING_WORDS else {}
+        if name in OF_TEXTS:
+            metric = load_metric("sacrebleu" if name == "bleu" else name)
+            found[name] = metric.statistics(predictions, references, **options)
+        elif name == "accuracy":
+            found[name] = load_metric(name).statistics(predictions, [each[0] for each in references])
+        elif name == "f1":
+            found[name] = _f1(predictions, [each[0] for each in references], labels)
     return found
+
+
+def _f1(predictions: list[str], expected: list[str], labels: list[str] | None) -> Statistics:
+    """F1 as the mean of classes (`f1` and `f1_macro`), of all hits together, and as the mean by frequency."""
+    kinds = {
+        average: load_metric("f1").statistics(predictions, expected, labels=labels, average=average)
+        for average in ("macro", "micro", "weighted")
+    }
+
+    def combine(sums: np.ndarray) -> dict[str, float]:
+        found = {f"f1_{average}": each.combine(sums)["f1"] for average, each in kinds.items()}
+        return {"f1": found["f1_macro"], **found}
+
+    counted = sorted({*predictions, *expected}) if labels is None else labels
+    signature = kinds["macro"].signature.replace("average:macro", f"average:{','.join(kinds)}")
+    signature = signature.replace(f"labels:{','.join(counted)}|", f"labels:{len(counted)}|")
+    return Statistics(kinds["macro"].values, combine, signature)
+
+
+def of_likelihood(metrics: list[str], sums: list[np.ndarray]) -> list[dict[str, Statistics]]:
+    """`perplexity` and `bits_per_byte`, those that are among the metrics, of one or more models.
+
+    Args:
+        sums: of each model the nats, tokens and bytes of each row, (rows, 3). A row that has no room in the window of
+            one of them is left out for all.
+    """
+    names = [name for name in metrics if name in OF_LIKELIHOOD]
+    is_there = np.logical_and.reduce([each[:, 1:2] > 0 for each in sums])
+
+    def combine(total: np.ndarray) -> dict[str, float]:
+        return {name: value for name, value in perplexity(total).items() if name in names}
+
+    signature = f"likelihood|rows:{int(is_there.sum())}"
+    return [{"likelihood": Statistics(each * is_there, combine, signature)} for each in sums]
+
+
+def per_class(predictions: list[str], references: list[list[str]]) -> dict[str, Any]:
+    """`f1_per_label`, and `confusion`: how many rows of each class (down) were taken for which (across)."""
+    found = confusion(predictions, [each[0] for each in references])
+    return {
+        "f1_per_label": {label: each["f1"] for label, each in found["per_label"].items()},
+        "confusion": {"labels": found["labels"], "counts": found["confusion_matrix"]},
+    }
 
 
 def scores(found: dict[str, Statistics], others: dict[str, Statistics] | None = None) -> dict[str, float]:
@@ -50,11 +111,17 @@ def scores(found: dict[str, Statistics], others: dict[str, Statistics] | None = 
 
 
 def row_scores(found: dict[str, Statistics], rows: int) -> list[dict[str, float]]:
-    """The scores of every row by itself."""
+    """The scores of every row by itself, where they are made of its answer. Of the kinds of F1 that is the same."""
     merged: list[dict[str, float]] = [{} for _ in range(rows)]
     for name, each in found.items():
+        if name == "likelihood":
+            continue
         for row, values in zip(merged, each.row_scores(), strict=True):
-            row |= {name if key == "score" else key: round(float(value), 6) for key, value in values.items()}
+            row |= {
+                name if key == "score" else key: round(float(value), 6)
+                for key, value in values.items()
+                if not key.startswith("f1_")
+            }
     return merged
 
 
@@ -64,21 +131,11 @@ def write_predictions(path: Path, rows: list[dict[str, Any]]) -> None:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def best_worst_random(rows: list[dict[str, Any]], key: str) -> list[tuple[str, dict[str, Any]]]:
+def best_worst_random(rows: list[dict[str, Any]], key: str) -> dict[str, list[dict[str, Any]]]:
     """Three rows of each kind, by one of their scores."""
     order = sorted(rows, key=lambda row: row["scores"][key])
-    some = random.Random(0).sample(rows, min(SHOWN_ROWS, len(rows)))
-    kinds = (("best", order[: -SHOWN_ROWS - 1 : -1]), ("worst", order[:SHOWN_ROWS]), ("random", some))
-    return [(kind, row) for kind, chosen in kinds for row in chosen]
-
-
-def table(results: dict[str, float]) -> list[str]:
-    """A line a score: its value, its interval, and what it has over the other model."""
-    lines = []
-    for name, value in results.items():
-        if f"{name}_low" in results and not name.endswith("_difference"):
-            line = f"  {name:<18} {value:10.4g}   95 % {results[f'{name}_low']:.4g} to {results[f'{name}_high']:.4g}"
-            if f"{name}_p" in results:
-                line += f"   {results[f'{name}_difference']:+.4g} over the other, p = {results[f'{name}_p']:.3g}"
-            lines.append(line)
-    return lines
+    return {
+        "best": order[: -SHOWN_ROWS - 1 : -1],
+        "worst": order[:SHOWN_ROWS],
+        "random": random.Random(0).sample(rows, min(SHOWN_ROWS, len(rows))),
+    }

@@ -1,10 +1,12 @@
 """The `README.md` of a folder: what it is, how it was made, how good it is, how to use it."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from hfkit.hub.markdown import cell, fenced, number, table
 from hfkit.manifest import write_file
 
 _USE = {
@@ -19,10 +21,12 @@ print(generate("def main():", max_new_tokens=40)[0]["generated_text"])""",
     "finetune": """from hfkit.model.loading import load_model
 
 model = load_model("{folder}", task="{task}")  # the base model, and the adapter if there is one""",
+    "distill": """from hfkit.model.loading import load_model
+
+model = load_model("{folder}")  # the student, and its base model if it is an adapter""",
     "evaluate": """import json
 
-for line in open("{folder}/predictions.jsonl"):
-    print(json.loads(line)["prediction"])""",
+scores = json.load(open("{folder}/metrics.json"))""",
     "prepare": """from datasets import load_dataset
 
 data = load_dataset("parquet", data_files={{"train": "{folder}/train.parquet"}})
@@ -35,56 +39,46 @@ def write_card(folder: Path, content: dict[str, Any]) -> None:
     metadata: dict[str, Any] = {"tags": ["hfkit"]}
     if content["stage"] == "pretrain":
         metadata = {"library_name": "transformers", "pipeline_tag": "text-generation", **metadata}
-    if content["stage"] == "finetune":
+    if content["stage"] in ("finetune", "distill"):
         is_adapter, is_classifier = content["recipe"]["lora"] is not None, content["recipe"]["task"] == "classify"
+        base = content["inputs"].get("model") or content["inputs"].get("student")
         metadata = {
             "library_name": "peft" if is_adapter else "transformers",
             "pipeline_tag": "text-classification" if is_classifier else "text-generation",
-            "base_model": content["inputs"]["model"]["place"],
+            **({"base_model": base["place"]} if base else {}),
             **metadata,
         }
-    name = content["name"]
-    rows = "\n".join(f"| {key} | {_cell(value)} |" for key, value in content["metrics"].items() if _is_cell(value))
     inputs = "\n".join(
         f"- {key}: `{entry['place']}`" + (f", sha256 `{entry['digest'][:16]}`" if entry["digest"] else "")
         for key, entry in content["inputs"].items()
     )
-    picture = "![Loss over the steps](loss.png)\n\n" if (folder / "loss.png").exists() else ""
     recipe = yaml.safe_dump(content["made_from"]["recipe"], sort_keys=False, allow_unicode=True).strip()
-    text = f"""---
-{yaml.safe_dump(metadata, sort_keys=False).strip()}
----
-
-# {name}
-
-Made by the hfkit stage `{content["stage"]}` in {content["seconds"]:.0f} seconds.
-
-```python
-{_USE[content["stage"]].format(folder=content["folder"], task=content["recipe"].get("task"))}
-```
-
-## Results
-
-| metric | value |
-| --- | --- |
-{rows}
-
-{picture}## Made from
-
-{inputs or "- no other artifact"}
-
-```yaml
-{recipe}
-```
-"""
-    write_file(folder / "README.md", text)
+    use = _USE[content["stage"]].format(folder=content["folder"], task=content["recipe"].get("task"))
+    parts = [
+        f"---\n{yaml.safe_dump(metadata, sort_keys=False).strip()}\n---",
+        f"# {content['name']}",
+        f"Made by the hfkit stage `{content['stage']}` in {content['seconds']:.0f} seconds.",
+        fenced(use, "python"),
+        _evaluation(folder, content) if content["stage"] == "evaluate" else _results(content["metrics"]),
+        *(["![Loss over the steps](loss.png)"] if (folder / "loss.png").exists() else []),
+        f"## Made from\n\n{inputs or '- no other artifact'}",
+        fenced(recipe, "yaml"),
+    ]
+    write_file(folder / "README.md", "\n\n".join(parts) + "\n")
 
 
-def _is_cell(value: Any) -> bool:
-    return isinstance(value, int | float | str)
+def _results(metrics: dict[str, Any]) -> str:
+    rows = [[key, _cell(value)] for key, value in metrics.items() if isinstance(value, int | float | str)]
+    return f"## Results\n\n{table(['metric', 'value'], rows)}"
 
 
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+def _cell(value: float | str) -> str:
+    return cell(value) if isinstance(value, str) else str(value) if isinstance(value, bool) else number(value)
+
+
+def _evaluation(folder: Path, content: dict[str, Any]) -> str:
+    from hfkit.evaluation import report
+
+    path = folder / "predictions.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return report.card(content, [json.loads(line) for line in lines])

@@ -2,17 +2,18 @@
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
 
 from hfkit.data import corpus
-from hfkit.data.tasks import TaskRecipe, check_columns
+from hfkit.data.tasks import TaskRecipe, check_answers, check_data, check_room
 from hfkit.data.tokenizer import load_tokenizer
 from hfkit.errors import HfkitError
 from hfkit.ranks import on_main, say, world_size
-from hfkit.recipe import Input, Section, StageRecipe
+from hfkit.recipe import Input, Section, StageRecipe, is_there
 from hfkit.training.settings import TRAIN, BadSteps
 
 MAKES, DISTRIBUTED = "model", True
@@ -62,21 +63,17 @@ def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe
     """What can be known before a weight is loaded or a row is tokenized."""
     from hfkit.training.adapters import refuse_adapter
 
-    if problem := corpus.problem_with(places["data"]):
-        yield "data", problem
-        return
-    planned = getattr(recipes.get("data"), "columns", None)
-    columns = planned or (corpus.columns_of(places["data"]) if Path(places["data"]).is_dir() else None)
-    if columns is not None:
-        yield from check_columns(recipe, columns)
+    problems = list(check_data(recipe, places["data"], recipes.get("data")))
+    yield from problems
     if problem := refuse_adapter(places["model"]):
         yield "model", problem
         return
-    if Path(places["model"]).is_dir():
+    tokenizer = None
+    if is_there(places["model"], recipes.get("model")):
         from hfkit.model.loading import load_config
 
         try:
-            load_tokenizer(places["model"])
+            tokenizer = load_tokenizer(places["model"])
             config = load_config(places["model"], recipe.trust_remote_code)
         except HfkitError as error:
             yield "model", str(error)
@@ -86,6 +83,8 @@ def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe
         longest = getattr(recipes.get("model"), "sequence_length", None)
     if longest is not None and recipe.sequence_length > longest:
         yield "sequence_length", f"must be at most the model's {longest} positions, got {recipe.sequence_length}"
+    if not problems:
+        yield from check_room(recipe, tokenizer, recipe.sequence_length, recipe.generation.get("max_new_tokens"))
 
 
 def external(recipe: Recipe) -> dict[str, Any]:
@@ -114,6 +113,7 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     checkpoint = on_main("resume", lambda: str(checkpoints.newest(output) or ""))
     tokenizer = load_tokenizer(places["model"])
     length, cache = recipe.sequence_length, output.parent / ".cache"
+    on_main("answers", lambda: _check_answers(recipe, places["data"], tokenizer))
     folder = on_main("examples", lambda: str(task_examples(places["data"], recipe, tokenizer, length, cache)))
     splits = {split: Examples(Path(folder), split) for split in corpus.SPLITS}
     counts = splits["train"].counts
@@ -146,6 +146,18 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
         metrics["merge_drift"] = on_main("merge", lambda: _merge(recipe, tokenizer, output, ids))
     say(report.task_summary(metrics, output))
     return metrics
+
+
+def _check_answers(recipe: Recipe, data: str, tokenizer: Any) -> None:
+    """Hours into a training is too late for rows that nothing can be written for, or that no text can be scored on."""
+    from hfkit.evaluation.inputs import generation_of, prompts_of
+
+    for split in ("validation", "test"):
+        rows = list(islice(corpus.rows(data, split), recipe.evaluation_rows)) if recipe.task != "classify" else []
+        for key, problem in check_answers(recipe, rows, split):
+            raise HfkitError(f"{key}: {problem}")
+        generation = generation_of(recipe, tokenizer, recipe.sequence_length)
+        prompts_of(recipe, rows, tokenizer, recipe.sequence_length, generation, False)
 
 
 def _load(recipe: Recipe, place: str, labels: list[str] | None, tokenizer: Any) -> Any:

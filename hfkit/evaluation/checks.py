@@ -1,0 +1,91 @@
+"""What an evaluation cannot be made of, told before a model is loaded: problems of the recipe's keys."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from hfkit.data.tasks import check_answers, check_room
+from hfkit.data.tokenizer import load_tokenizer
+from hfkit.errors import HfkitError, did_you_mean, shown
+from hfkit.evaluation import scripts
+from hfkit.evaluation.scoring import CUTTING_WORDS, OF_OVERLAP
+from hfkit.model.loading import is_adapter, is_classifier, load_config
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+Problems = Iterator[tuple[str, str]]
+NO_LIMIT = 10**9  # tokenizers that know no longest text name a number far above it
+USUAL_WINDOW = 1024  # of models that know no longest text either
+
+
+def of_words(name: str, metrics: list[str]) -> Problems:
+    """What is wrong with how metrics are to cut words."""
+    if name not in scripts.names():
+        yield "tokenize", f"{shown(name)} is not known, {did_you_mean(name, scripts.names())}"
+        return
+    if name == "ascii" and "bleu" in metrics:
+        yield "tokenize", "'ascii' is rouge_score's and not for bleu; use 'auto' or '13a', or leave bleu out"
+    elif name not in scripts.OWN_NAMES and set(CUTTING_WORDS) & set(metrics):
+        try:
+            scripts.bleu_tokenizer(name)
+        except HfkitError as error:
+            yield "tokenize", str(error).removeprefix("tokenize: ")
+
+
+def of_model(recipe: Any, key: str, place: str) -> Problems:
+    """What is wrong with a model for the recipe of an evaluation, from its configuration and its tokenizer.
+
+    Raises:
+        HfkitError: if a template of the recipe is none.
+    """
+    try:
+        config = load_config(place, recipe.trust_remote_code)
+        if problem := _misfit(recipe.task, place, config):
+            yield key, f"{place}: {problem}"
+            return
+        tokenizer = load_tokenizer(place, "classify" if recipe.task == "classify" else "generate")
+    except HfkitError as error:
+        yield key, str(error)
+        return
+    if recipe.data is not None:
+        yield from check_room(recipe, tokenizer, window_of(config, tokenizer), recipe.generation.get("max_new_tokens"))
+
+
+def _misfit(task: str, place: str, config: "PretrainedConfig") -> str | None:
+    """Why a model is not one for a task."""
+    kind, has_classes = ", ".join(config.architectures or []), is_classifier(place, config)
+    if task == "classify" and has_classes is False:
+        what = "an adapter for texts" if is_adapter(place) else kind
+        return f"has no head of classes, it is {what}; fine-tune it with `task: classify`"
+    if task != "classify" and has_classes:
+        return "is a classifier and writes no texts; choose `task: classify`, or another model"
+    if task != "classify" and "ForMaskedLM" in kind:
+        return f"is {kind}, which fills gaps and writes no texts; name a causal or seq2seq model"
+    if task == "text" and config.is_encoder_decoder:
+        return f"is {kind}, for which a text by itself has no likelihood; choose another task"
+    return None
+
+
+def of_rows(recipe: Any, rows: list[dict[str, Any]], models: dict[str, str]) -> Problems:
+    """What is wrong with the rows: answers that are blank, where a metric needs them, and classes that a model lacks.
+
+    Args:
+        models: the places of those that are there, by their keys.
+    """
+    if recipe.task == "classify":
+        for key, place in models.items():
+            known = load_config(place, recipe.trust_remote_code).id2label.values()
+            for number, row in enumerate(rows, 1):
+                if str(row[recipe.label]) not in known:
+                    what = f"{shown(row[recipe.label])} of row {number} of the {recipe.split} split"
+                    yield key, f"{place}: has no class {what}, {did_you_mean(str(row[recipe.label]), known)}"
+                    break
+    elif recipe.task != "text" and set(recipe.chosen) & set(OF_OVERLAP):
+        yield from check_answers(recipe, rows, recipe.split)
+
+
+def window_of(config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The most tokens that a model takes, by its positions and by its tokenizer."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    sizes = [size for size in (positions, tokenizer.model_max_length) if size and size < NO_LIMIT]
+    return min(sizes, default=USUAL_WINDOW)
