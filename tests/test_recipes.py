@@ -53,8 +53,12 @@ def test_the_main_job_runs_from_nothing(
     for name in ("finetune", "classify"):
         path = str(ROOT / "recipes" / f"{name}.yaml")
         assert cli.main(["run", path, "model=runs/pretrain", "train.num_train_epochs=1", *steps]) == 0
-    assert cli.main(["run", str(ROOT / "recipes" / "distill.yaml"), "teacher=runs/pretrain", *SHORT]) == 0
-    assert {"gap_closed", "retention"} <= json.loads(Path("runs/distill/metrics.json").read_text()).keys()
+    shown = next(line for line in commands() if line.startswith("hfkit run recipes/distill.yaml"))
+    distill, *options = [str(ROOT / "recipes" / "distill.yaml"), *shlex.split(shown)[3:]]
+    for more in ([], [*options, "output_dir=runs/cut"]):
+        assert cli.main(["run", distill, "teacher=runs/pretrain", *SHORT, *more]) == 0
+    metrics = json.loads(Path("runs/distill/metrics.json").read_text(encoding="utf-8"))
+    assert 0 < metrics["retention"] < 1 and "gap_closed" in metrics
     assert {path.name for path in Path("runs/finetune").iterdir()} >= {"adapter_model.safetensors", "merged"}
     evaluate = str(ROOT / "recipes" / "evaluate.yaml")
     assert cli.main(["run", evaluate, "model=runs/finetune", "limit=4", "generation.max_new_tokens=4"]) == 0
