@@ -26,11 +26,11 @@ from hfkit.training.callbacks import read_log
 
 SEEDS = (0, 1, 2)
 TRAIN = """
-  per_device_train_batch_size: 16
+  per_device_train_batch_size: 8
   lr_scheduler_type: cosine
   warmup_steps: 0.05
   eval_strategy: steps
-  eval_steps: 30
+  eval_steps: 25
   save_strategy: "no"
   report_to: none
 """
@@ -39,18 +39,18 @@ RECIPES = {
     "books": """\
 stage: prepare
 sources: [{files: DATA/*.txt, document: passage}]
-split: {validation: 0.02, test: 0.02}
+split: {validation: 0.006, test: 0.01}
 """,
     "tokenizer": "stage: tokenizer\ndata: books.yaml\nvocab_size: 4096\n",
     "teacher": f"""\
 stage: pretrain
 data: books.yaml
 tokenizer: tokenizer.yaml
-model: {{hidden_size: 192, num_hidden_layers: 4, num_attention_heads: 4, residual_initialization: zero}}
+model: {{hidden_size: 160, num_hidden_layers: 4, num_attention_heads: 4, residual_initialization: zero}}
 sequence_length: 256
 optimizer: muon
 train:
-  max_steps: 700
+  max_steps: 800
   learning_rate: 8e-3{TRAIN}""",
     "student": f"""\
 stage: distill
@@ -92,7 +92,7 @@ completion: "{{summary}}"
 sequence_length: 256
 train:
   num_train_epochs: 3
-  learning_rate: 1e-3{TRAIN.replace("eval_steps: 30", "eval_steps: 100")}""",
+  learning_rate: 1e-3{TRAIN.replace("eval_steps: 25", "eval_steps: 400")}""",
     "task-student": f"""\
 stage: distill
 teacher: task-teacher.yaml
@@ -106,7 +106,7 @@ losses: [{{loss: forward_kl, weight: 0.9}}, {{loss: cross_entropy, weight: 0.1}}
 baseline: false
 train:
   num_train_epochs: 4
-  learning_rate: 2e-3{TRAIN.replace("eval_steps: 30", "eval_steps: 200")}""",
+  learning_rate: 2e-3{TRAIN.replace("eval_steps: 25", "eval_steps: 400")}""",
     "task-scores": """\
 stage: evaluate
 model: task-student.yaml
@@ -143,7 +143,7 @@ def of_seed(seed: int) -> dict[str, Any]:
     cached = run("student", *common, "targets={source: cached}", "baseline=false", f"output_dir=runs/cached-{seed}")
     half = ["student={from_teacher: {layers: [1, 3]}}", "train.learning_rate=4e-3", "baseline=false"]
     cut = run("student", *common, *half, f"output_dir=runs/cut-{seed}")
-    sizes = "{hidden_size: 192, num_hidden_layers: 2, num_attention_heads: 4, residual_initialization: zero}"
+    sizes = "{hidden_size: 160, num_hidden_layers: 2, num_attention_heads: 4, residual_initialization: zero}"
     cold = run(
         "student",
         *common,

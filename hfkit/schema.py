@@ -18,9 +18,9 @@ def of_stage(name: str) -> dict[str, Any]:
     for key, section in marked(recipe_class, Section).items():
         library = section.target.split(".")[0]
         fields = section_model(section).model_json_schema()
-        fields["description"] = f"Arguments of {section.target} ({library} {version(library)})."
-        is_input = key in marked(recipe_class, Input)
-        schema["properties"][key] = {"anyOf": [{"type": "string"}, fields]} if is_input else fields
+        value = {"anyOf": [{"type": "string"}, fields]} if key in marked(recipe_class, Input) else fields
+        description = f"Arguments of {section.target} ({library} {version(library)})."
+        schema["properties"][key] = {**value, "description": description}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
