@@ -30,7 +30,7 @@ TRAIN = """
   lr_scheduler_type: cosine
   warmup_steps: 0.05
   eval_strategy: steps
-  eval_steps: 25
+  eval_steps: 20
   save_strategy: "no"
   report_to: none
 """
@@ -38,8 +38,8 @@ SMALL = "{hidden_size: 64, num_hidden_layers: 2, num_attention_heads: 2, residua
 RECIPES = {
     "books": """\
 stage: prepare
-sources: [{files: DATA/*.txt, document: passage}]
-split: {validation: 0.006, test: 0.01}
+sources: [{files: DATA/*.txt, document: passage, limit: 1200}]
+split: {validation: 0.02, test: 0.03}
 """,
     "tokenizer": "stage: tokenizer\ndata: books.yaml\nvocab_size: 4096\n",
     "teacher": f"""\
@@ -50,7 +50,7 @@ model: {{hidden_size: 160, num_hidden_layers: 4, num_attention_heads: 4, residua
 sequence_length: 256
 optimizer: muon
 train:
-  max_steps: 800
+  max_steps: 600
   learning_rate: 8e-3{TRAIN}""",
     "student": f"""\
 stage: distill
@@ -61,7 +61,7 @@ sequence_length: 256
 losses: [{{loss: forward_kl}}]
 optimizer: muon
 train:
-  max_steps: 300
+  max_steps: 200
   learning_rate: 1.6e-2{TRAIN}""",
     "functions": """\
 stage: prepare
@@ -92,7 +92,7 @@ completion: "{{summary}}"
 sequence_length: 256
 train:
   num_train_epochs: 3
-  learning_rate: 1e-3{TRAIN.replace("eval_steps: 25", "eval_steps: 400")}""",
+  learning_rate: 1e-3{TRAIN.replace("eval_steps: 20", "eval_steps: 400")}""",
     "task-student": f"""\
 stage: distill
 teacher: task-teacher.yaml
@@ -106,7 +106,7 @@ losses: [{{loss: forward_kl, weight: 0.9}}, {{loss: cross_entropy, weight: 0.1}}
 baseline: false
 train:
   num_train_epochs: 4
-  learning_rate: 2e-3{TRAIN.replace("eval_steps: 25", "eval_steps: 400")}""",
+  learning_rate: 2e-3{TRAIN.replace("eval_steps: 20", "eval_steps: 400")}""",
     "task-scores": """\
 stage: evaluate
 model: task-student.yaml

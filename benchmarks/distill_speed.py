@@ -13,7 +13,7 @@ Memory is that of one loss, forward and backward, of 2,048 tokens with a vocabul
 
 import argparse
 import json
-import resource
+import os
 import statistics
 import subprocess
 import sys
@@ -142,11 +142,12 @@ def targets(teacher: Any, folder: Path) -> Path:
 def loss_memory(kind: str) -> None:
     """Print the bytes that one KL with its gradients takes, beside its inputs."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(0)
     hidden = [torch.randn(LARGE_TOKENS, width, device=device) for width in LARGE_WIDTHS]
     weights = [torch.randn(LARGE, width, device=device) * 0.05 for width in LARGE_WIDTHS]
     hidden[1].requires_grad_(True)
     weights[1].requires_grad_(True)
-    before = _peak(device)
+    before = _peak(device, fresh=True)
     if kind == "dense":
         teacher = functional.linear(hidden[0], weights[0]).detach()
         logs = [functional.log_softmax(each, -1) for each in (functional.linear(hidden[1], weights[1]), teacher)]
@@ -167,16 +168,25 @@ def loss_memory(kind: str) -> None:
     print(json.dumps({"bytes": _peak(device) - before, "loss": loss.item()}))
 
 
-def _peak(device: torch.device) -> int:
+def _peak(device: torch.device, fresh: bool = False) -> int:
+    """The most bytes in use so far; `fresh` begins anew with those in use now. On a CPU it is Linux that counts."""
     if device.type == "cuda":
+        if fresh:
+            torch.cuda.reset_peak_memory_stats()
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if fresh:
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 def measured_memory() -> dict[str, Any]:
     found = {}
+    # What is freed goes back at once: what is counted is what is in use, not what the C library keeps.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"}
     for kind in ("dense", "chunked"):
-        done = subprocess.run([sys.executable, __file__, "--memory", kind], capture_output=True, text=True, check=True)
+        command = [sys.executable, __file__, "--memory", kind]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         found[kind] = json.loads(done.stdout.splitlines()[-1])
     if abs(found["dense"]["loss"] / found["chunked"]["loss"] - 1) > 1e-4:
         raise SystemExit(f"the losses differ: {found}")

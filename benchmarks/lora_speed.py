@@ -12,7 +12,6 @@ which compile, does not count. Losses are those of all test completions, measure
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -143,9 +142,10 @@ def work(contender: str, steps: int) -> None:
     """One contender, in its own process: prints its seconds for EXAMPLES_A_STEP examples, and its memory."""
     roof.use_all_cores(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     seconds = with_hfkit(steps) if contender == "hfkit" else with_trainer(steps, contender.endswith("bf16"))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if torch.cuda.is_available():
         peak = torch.cuda.max_memory_allocated()
+    else:  # as Linux counts it; getrusage would tell that of the process that started this one
+        peak = int(Path("/proc/self/status").read_text(encoding="utf-8").split("VmHWM:")[1].split()[0]) * 1024
     print(json.dumps({"seconds": seconds, "peak_bytes": peak}))
 
 

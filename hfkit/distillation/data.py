@@ -138,7 +138,6 @@ def _with_cached_targets(
         width,
         cache,
         recipe.train.get("per_device_train_batch_size", 8),
-        recipe.train.get("seed", 42),
     )
     data.train = RowsWithTargets(data.train, made)
     found = manifest.read_json(made, "targets.json") or {}

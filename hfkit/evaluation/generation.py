@@ -145,14 +145,32 @@ def answers(
         recipe: a `TaskRecipe` with `generation:`, arguments of `GenerationConfig`.
         window: tokens that prompt and answer have together.
     """
+    generation = generation_of(recipe, tokenizer, window)
+    room = window - generation["max_new_tokens"]
+    prompts = [prompt_ids(recipe, row, tokenizer, room, model.config.is_encoder_decoder)[0] for row in rows]
+    return write(model, tokenizer, prompts, batch_size, generation)
+
+
+def generation_of(recipe: Any, tokenizer: "PreTrainedTokenizerBase", window: int) -> dict[str, Any]:
+    """What `generation:` of a recipe says; where it does not, how much is written and where a chat's answer ends."""
     generation = {"max_new_tokens": min(NEW_TOKENS, window // 2), **recipe.generation}
-    if recipe.task == "chat":  # an answer ends where the template ends a turn
+    if recipe.task == "chat":
         generation.setdefault("eos_token_id", _ends_of_turn(tokenizer))
-    prompts = [prompt_ids(recipe, row, tokenizer, window - generation["max_new_tokens"])[0] for row in rows]
+    return generation
+
+
+def write(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: list[list[int]],
+    batch_size: int,
+    generation: dict[str, Any],
+) -> list[str]:
+    """`generate`, without the space around a text, and with nothing for a prompt that is empty."""
     kept = [index for index, prompt in enumerate(prompts) if prompt]
     found = generate(model, tokenizer, [prompts[index] for index in kept], batch_size, generation)
     texts = dict(zip(kept, found, strict=True))
-    return [texts.get(index, "").strip() for index in range(len(rows))]
+    return [texts.get(index, "").strip() for index in range(len(prompts))]
 
 
 def _ends_of_turn(tokenizer: "PreTrainedTokenizerBase") -> list[int]:

@@ -8,11 +8,10 @@ from hfkit.data.tasks import encode, prompt_ids, reference
 from hfkit.data.tokenizer import load_tokenizer
 from hfkit.errors import HfkitError
 from hfkit.evaluation.checks import window_of
+from hfkit.evaluation.generation import generation_of
 from hfkit.evaluation.likelihood import encode_document, encode_pair, pair_sums, token_sums
 from hfkit.evaluation.scoring import OF_CLASSES, OF_LIKELIHOOD, OF_TEXTS
 from hfkit.model.loading import load_config
-
-NEW_TOKENS = 64
 
 
 class Pieces(NamedTuple):
@@ -87,14 +86,6 @@ def inputs_of(recipe: Any, rows: list[dict[str, Any]], place: str) -> Inputs:
     )
 
 
-def generation_of(recipe: Any, tokenizer: Any, window: int) -> dict[str, Any]:
-    """What `generation:` of a recipe says; where it does not, how much is written and where a chat's answer ends."""
-    generation = {"max_new_tokens": min(NEW_TOKENS, window // 2), **recipe.generation}
-    if recipe.task == "chat":
-        generation.setdefault("eos_token_id", _ends_of_turn(tokenizer))
-    return generation
-
-
 def prompts_of(
     recipe: Any,
     rows: list[dict[str, Any]],
@@ -136,12 +127,3 @@ def _pieces(recipe: Any, rows: list[dict[str, Any]], tokenizer: Any, window: int
         owners += [index] * len(kept)
         sizes[index] = len(text.encode()) if kept else 0
     return Pieces(examples, owners, sizes)
-
-
-def _ends_of_turn(tokenizer: Any) -> list[int]:
-    """The special tokens after an answer, and EOS."""
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    asked = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
-    answered = tokenizer.apply_chat_template(turns, tokenize=False)
-    ids = tokenizer(answered[len(asked) :], add_special_tokens=False)["input_ids"]
-    return sorted({each for each in ids if each in tokenizer.all_special_ids} | {tokenizer.eos_token_id})

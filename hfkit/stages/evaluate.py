@@ -156,7 +156,7 @@ def _outcome(recipe: Recipe, place: str, inputs: "Inputs") -> Outcome:
     import torch
 
     from hfkit.evaluation import harness, likelihood
-    from hfkit.evaluation.generation import generate
+    from hfkit.evaluation.generation import write
     from hfkit.model.loading import load_model
     from hfkit.training import roof
 
@@ -175,10 +175,7 @@ def _outcome(recipe: Recipe, place: str, inputs: "Inputs") -> Outcome:
     if recipe.task == "classify":
         texts = likelihood.classes(model, inputs.prompts, batch_size, tokenizer.pad_token_id)
     elif inputs.prompts:
-        kept = [index for index, prompt in enumerate(inputs.prompts) if prompt]
-        prompts = [inputs.prompts[index] for index in kept]
-        found = dict(zip(kept, generate(model, tokenizer, prompts, batch_size, inputs.generation), strict=True))
-        texts = [found.get(index, "").strip() for index in range(len(inputs.prompts))]
+        texts = write(model, tokenizer, inputs.prompts, batch_size, inputs.generation)
     if inputs.pieces is not None:
         sums = inputs.pieces.sums(model, batch_size, tokenizer)
     if recipe.benchmarks is not None:

@@ -150,7 +150,8 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
 
 def _check_answers(recipe: Recipe, data: str, tokenizer: Any) -> None:
     """Hours into a training is too late for rows that nothing can be written for, or that no text can be scored on."""
-    from hfkit.evaluation.inputs import generation_of, prompts_of
+    from hfkit.evaluation.generation import generation_of
+    from hfkit.evaluation.inputs import prompts_of
 
     for split in ("validation", "test"):
         rows = list(islice(corpus.rows(data, split), recipe.evaluation_rows)) if recipe.task != "classify" else []
