@@ -16,6 +16,8 @@ from hfkit.distillation.teacher import INPUTS, Teacher, placed
 from hfkit.evaluation.batches import padded
 from hfkit.training.trainer import HfkitTrainer
 
+STEPS_APART = 1_000_003  # of the seeds of two runs, more than any run has steps
+
 
 class DistillationTrainer(HfkitTrainer):
     """HfkitTrainer whose loss is an `Objective`.
@@ -59,8 +61,9 @@ class DistillationTrainer(HfkitTrainer):
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         self._parts = {}
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        # Drawn from the generator that checkpoints keep; processes may differ, each has its own batches.
-        if not self.on_policy_share or torch.rand(()).item() >= self.on_policy_share:
+        # Drawn by the step alone: all processes agree, as they count their tokens together, and so does a resumed run.
+        drawn = torch.Generator().manual_seed(self.args.seed * STEPS_APART + self.state.global_step)
+        if torch.rand((), generator=drawn).item() >= self.on_policy_share:
             return batches, items
         batches = [self._written_by_student(self._prepare_inputs(batch)) for batch in batches]
         return batches, self._get_num_items_in_batch(batches, device)
