@@ -405,6 +405,16 @@ def test_a_mistake_is_told_before_a_model_is_loaded(
     assert "Traceback" not in told and not Path("runs/distill").exists()
 
 
+def test_a_teacher_that_was_interrupted_is_made_first(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher = Path("runs/pretrain")
+    (teacher / "hfkit.json").rename(teacher / "hfkit.started.json")
+    (teacher / "checkpoint-4").mkdir()
+    for path in (teacher / "config.json", teacher / "tokenizer.json"):
+        path.unlink()
+    assert cli.main(["plan", RECIPE, "teacher=pretrain.yaml"]) == 0
+    assert "runs/pretrain: is unfinished: would go on" in capsys.readouterr().out
+
+
 def test_an_encoder_decoder_is_no_teacher(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from transformers import T5Config
 

@@ -12,7 +12,7 @@ from hfkit.distillation.student import cut_of, student_config
 from hfkit.errors import HfkitError
 from hfkit.model.loading import load_config
 from hfkit.ranks import say
-from hfkit.recipe import StageRecipe
+from hfkit.recipe import StageRecipe, is_there
 from hfkit.training.adapters import refuse_adapter
 
 Problems = Iterator[tuple[str, str]]
@@ -40,7 +40,7 @@ def problems(recipe: Any, places: dict[str, str], recipes: dict[str, StageRecipe
             yield key, str(error)
             return
     yield from _model_problems(recipe, **configs)
-    is_made = all(Path(place).is_dir() for key, place in places.items() if key != "data")
+    is_made = all(is_there(place, recipes.get(key)) for key, place in places.items() if key != "data")
     if is_made:
         try:
             shared_width(recipe, places)
@@ -71,9 +71,10 @@ def _config(key: str, recipe: Any, places: dict[str, str], recipes: dict[str, St
     if key == "student" and "student" not in places:
         return student_config(recipe.student, teacher)
     place = places[key]
-    if Path(place).is_dir() or key not in recipes:
-        config = load_config(place, recipe.trust_remote_code) if Path(place).is_dir() else None
-    else:
+    config = None
+    if is_there(place, recipes.get(key)):
+        config = load_config(place, recipe.trust_remote_code)
+    elif key in recipes:
         fields = getattr(recipes[key], "model", None)  # of a pretraining its fields, of a fine-tuning a place
         config = student_config(fields, None) if isinstance(fields, dict) else None
     if config is not None and config.is_encoder_decoder:
