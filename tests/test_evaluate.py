@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch.nn import functional
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from hfkit import cli, manifest
+from hfkit import cli, graph, manifest
 from hfkit.data import corpus
 from hfkit.data.tokenizer import load_tokenizer
 from hfkit.errors import HfkitError
@@ -577,6 +577,14 @@ def test_rows_without_an_answer_are_told(
             capsys.readouterr()
             assert cli.main(["run", path, *options]) == 2
             assert message in capsys.readouterr().err.replace("=' {answer}'", "").replace('=" {answer}"', "")
+
+
+def test_a_model_that_its_recipe_has_not_finished_is_not_looked_at(recipe: Path) -> None:
+    """Else an evaluation could not go on from where the training of its model was stopped."""
+    Path("runs/finetune").mkdir()
+    graph.resolve(Path(RECIPE), ["model=finetune.yaml"])
+    with pytest.raises(HfkitError, match="runs/finetune: no model can be loaded"):
+        graph.resolve(Path(RECIPE), ["model=runs/finetune"])
 
 
 def test_an_adapter_must_fit_its_base(recipe: Path, capsys: pytest.CaptureFixture[str], nothing_loads: None) -> None:
