@@ -130,6 +130,15 @@ def test_the_batch_size_changes_nothing(batch_size: int, tokenizer: Any, prompts
     assert generate(model, tokenizer, [], batch_size, OPTIONS) == []
 
 
+@pytest.mark.parametrize("name", ["rope", "llama", "gpt2"])
+def test_in_mixed_precision_as_in_training(name: str, tokenizer: Any, prompts: list[list[int]]) -> None:
+    """Under autocast a model's keys and values may be of different dtypes."""
+    model = toy(name)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert generate(model, tokenizer, prompts, 1, OPTIONS) == alone(model, tokenizer, prompts, **OPTIONS)
+        assert all(generate(model, tokenizer, prompts, 5, OPTIONS))
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -113,8 +113,9 @@ class Slots(Cache):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write the keys and values (rows, heads, 1, head_dim) of a step; return those of all tokens."""
         keys, values = self.states[layer_idx]
-        keys[self.rows, :, self.places] = key_states[:, :, 0]
-        values[self.rows, :, self.places] = value_states[:, :, 0]
+        # In the dtype of what was read: under autocast keys and values may differ, and DynamicCache makes one of them.
+        keys[self.rows, :, self.places] = key_states[:, :, 0].to(keys.dtype)
+        values[self.rows, :, self.places] = value_states[:, :, 0].to(values.dtype)
         return keys[: len(self.rows), :, : self.width], values[: len(self.rows), :, : self.width]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
