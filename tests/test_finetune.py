@@ -328,6 +328,7 @@ def test_a_template_is_filled_and_braces_are_doubled() -> None:
         (["lora.rank=4"], ["lora.rank=4: unknown key"]),
         ([FULL, "quantization.load_in_4bit=true"], ["quantization", "add `lora: {}`"]),
         ([FULL, "merge=true"], ["merge", "there is no adapter to merge"]),
+        (["task=classify", "optimizer=muon"], ["optimizer", "classes are learned with adamw"]),
         (["model=runs/nothere"], ["model", "no such folder"]),
         (["model=runs/tasks"], ["model", "is a data set, but model must be a model"]),
     ],

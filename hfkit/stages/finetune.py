@@ -49,13 +49,15 @@ class Recipe(TaskRecipe):
     train: Annotated[dict[str, Any], TRAIN]
 
     @pydantic.model_validator(mode="after")
-    def _adapter_keys(self) -> "Recipe":
+    def _keys_that_fit(self) -> "Recipe":
         if self.lora is None and self.quantization is not None:
             raise ValueError(
                 "quantization=...: quantized weights cannot be trained; add `lora: {}` to train an adapter"
             )
         if self.lora is None and self.merge:
             raise ValueError("merge=true: without `lora:` there is no adapter to merge; delete one of them")
+        if self.task == "classify" and self.optimizer == "muon":
+            raise ValueError("optimizer=muon: classes are learned with adamw; delete the key")
         return self
 
 
