@@ -1,17 +1,15 @@
 """The teacher beside the student: what it makes of a batch, without gradients."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
 
-from hfkit import manifest
 from hfkit.data.packing import IGNORED
 from hfkit.errors import HfkitError
 from hfkit.model.heads import decoder_of, head_of, is_plain
-from hfkit.model.loading import is_adapter, load_model
+from hfkit.model.loading import base_quantization, is_adapter, load_model
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -105,8 +103,7 @@ def load_teacher(recipe: Any, place: str, device: torch.device) -> Any:
     Raises:
         HfkitError: if its logits are not a linear map of its hidden states.
     """
-    made = (manifest.read_json(Path(place)) or {}).get("recipe", {})
-    quantization = recipe.teacher_quantization or made.get("quantization")
+    quantization = recipe.teacher_quantization or base_quantization(place)
     eager = any(each.kind == "maps" for each in recipe.losses)
     model: Any = load_model(
         place,
@@ -114,7 +111,7 @@ def load_teacher(recipe: Any, place: str, device: torch.device) -> Any:
         attn_implementation="eager" if eager else None,
         trust_remote_code=recipe.trust_remote_code,
     )
-    if quantization is None:
+    if getattr(model.config, "quantization_config", None) is None:
         model = (model.merge_and_unload() if is_adapter(place) else model).to(device)
     if not is_plain(model):
         raise HfkitError(f"teacher: the logits of {place} are not a linear map of its hidden states; choose another")

@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from hfkit.data.tasks import check_answers, check_room
+from hfkit.data.tasks import check_answers, check_data, check_room
 from hfkit.data.tokenizer import load_tokenizer
 from hfkit.errors import HfkitError, did_you_mean, shown
 from hfkit.evaluation import scripts
 from hfkit.evaluation.scoring import CUTTING_WORDS, OF_OVERLAP
+from hfkit.evaluation.settings import FITTING
 from hfkit.model.loading import is_adapter, is_classifier, load_config
+from hfkit.recipe import StageRecipe, is_there
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -16,6 +18,42 @@ if TYPE_CHECKING:
 Problems = Iterator[tuple[str, str]]
 NO_LIMIT = 10**9  # tokenizers that know no longest text name a number far above it
 USUAL_WINDOW = 1024  # of models that know no longest text either
+
+
+def of_scoring(
+    recipe: Any, places: dict[str, str], recipes: dict[str, StageRecipe], models: dict[str, str]
+) -> Problems:
+    """What is wrong with how models are to be scored, as far as it can be told before they are loaded.
+
+    Args:
+        models: the places of the models, by their keys. Those that are not there yet are not looked at.
+    """
+    for index, name in enumerate(recipe.chosen):
+        if name not in FITTING[recipe.task]:
+            allowed = ", ".join(FITTING[recipe.task])
+            yield f"metrics.{index}", f"{name} does not fit `task: {recipe.task}`; those that do: {allowed}"
+    yield from of_words(recipe.tokenize, recipe.chosen)
+    problems = list(check_data(recipe, places["data"], recipes.get("data"))) if "data" in places else []
+    present = {key: place for key, place in models.items() if is_there(place, recipes.get(key))}
+    for key, place in present.items() if not problems else ():
+        problems += of_model(recipe, key, place)
+    yield from problems
+    if not problems and "data" in places and is_there(places["data"], recipes.get("data")):
+        from hfkit.evaluation.outcomes import rows_of
+
+        yield from of_rows(recipe, rows_of(recipe, places["data"]), present)
+
+
+def refuse(recipe: Any, rows: list[dict[str, Any]], models: dict[str, str]) -> None:
+    """The same of models and rows that are all there by now.
+
+    Raises:
+        HfkitError: with every problem.
+    """
+    problems = [each for key, place in models.items() for each in of_model(recipe, key, place)]
+    problems += of_rows(recipe, rows, models) if not problems else []
+    if problems:
+        raise HfkitError(*(f"{key}: {problem}" for key, problem in problems))
 
 
 def of_words(name: str, metrics: list[str]) -> Problems:

@@ -44,6 +44,7 @@ class Inputs(NamedTuple):
     """What a model is given.
 
     Args:
+        place: of the model.
         window: the most tokens that it takes.
         generation: arguments of `GenerationConfig`.
         prompts: of each row; empty where there is no room. None at all where no answers are asked for.
@@ -51,6 +52,7 @@ class Inputs(NamedTuple):
         pieces: see there; None where no likelihood is asked for.
     """
 
+    place: str
     tokenizer: Any
     window: int
     generation: dict[str, Any]
@@ -81,9 +83,8 @@ def inputs_of(recipe: Any, rows: list[dict[str, Any]], place: str) -> Inputs:
         pieces = _pieces(recipe, rows, tokenizer, window, is_whole)
         if not pieces.examples:
             raise HfkitError(f"{place}: no completion fits into the window of {window} tokens, so that none is likely")
-    return Inputs(
-        tokenizer, window, generation, [ids for ids, _ in prompts], sum(is_cut for _, is_cut in prompts), pieces
-    )
+    cut = sum(is_cut for _, is_cut in prompts)
+    return Inputs(place, tokenizer, window, generation, [ids for ids, _ in prompts], cut, pieces)
 
 
 def prompts_of(

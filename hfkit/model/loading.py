@@ -45,6 +45,12 @@ def base_of(place: str) -> str:
     return base
 
 
+def base_quantization(place: str) -> dict[str, Any] | None:
+    """How the base of an adapter was quantized when the adapter was trained; None where it was not."""
+    made = (manifest.read_json(Path(place)) or {}).get("recipe", {}) if is_adapter(place) else {}
+    return made.get("quantization")
+
+
 def _check_sizes(place: str, base: str) -> None:
     """Hold the inputs of an adapter's matrices, (rank, inputs), against the weights that they go with."""
     sizes = _shapes(base)

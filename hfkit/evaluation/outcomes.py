@@ -1,0 +1,93 @@
+"""What a model makes of the rows that it is scored on, and what that is worth."""
+
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from hfkit.data import corpus
+from hfkit.data.tasks import reference
+from hfkit.errors import HfkitError
+from hfkit.evaluation import likelihood, scoring
+from hfkit.evaluation.base import Statistics
+from hfkit.evaluation.generation import write
+from hfkit.evaluation.inputs import Inputs
+from hfkit.model.loading import base_quantization, load_model
+from hfkit.ranks import say
+from hfkit.training import roof
+
+
+class Outcome(NamedTuple):
+    """What a model made of the rows: of each its prompt and its answer, and the (rows, 3) nats, tokens and bytes of
+    what it was to say; none where that was not asked for."""
+
+    inputs: Inputs
+    prompts: list[str]
+    texts: list[str]
+    sums: np.ndarray
+
+
+def rows_of(recipe: Any, place: str) -> list[dict[str, Any]]:
+    """The rows of a recipe's split.
+
+    Raises:
+        HfkitError: if there are none.
+    """
+    rows = list(islice(corpus.rows(place, recipe.split), recipe.limit))
+    if not rows:
+        raise HfkitError(f"data: the {recipe.split} split of {place} has no rows; choose another split")
+    return rows
+
+
+def open_model(place: str, task: str, trust_remote_code: bool) -> Any:
+    """The model at `place` as it is, on the device."""
+    model: Any = load_model(place, task, quantization=base_quantization(place), trust_remote_code=trust_remote_code)
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    roof.use_all_cores(device)
+    if getattr(model.config, "quantization_config", None) is None:
+        model.to(device)
+    return model.eval()
+
+
+def outcome_of(recipe: Any, model: Any, inputs: Inputs) -> Outcome:
+    """What a model makes of the rows. Call it on every process."""
+    say(
+        f"  {inputs.place}, a window of {inputs.window:,} tokens"
+        + (f", {inputs.cut:,} prompts cut" if inputs.cut else "")
+    )
+    tokenizer, batch_size = inputs.tokenizer, recipe.batch_size
+    texts, sums = list[str](), np.zeros((0, 3))
+    if recipe.task == "classify":
+        texts = likelihood.classes(model, inputs.prompts, batch_size, tokenizer.pad_token_id)
+    elif inputs.prompts:
+        texts = write(model, tokenizer, inputs.prompts, batch_size, inputs.generation)
+    if inputs.pieces is not None:
+        sums = inputs.pieces.sums(model, batch_size, tokenizer)
+    shown = [tokenizer.decode(prompt, skip_special_tokens=True) for prompt in inputs.prompts]
+    return Outcome(inputs, shown, texts, sums)
+
+
+def references_of(recipe: Any, rows: list[dict[str, Any]]) -> list[list[str]]:
+    """Of each row what a right answer is."""
+    return [[str(row[recipe.label])] if recipe.task == "classify" else reference(recipe, row) for row in rows]
+
+
+def statistics_of(recipe: Any, rows: list[dict[str, Any]], outcomes: list[Outcome]) -> list[dict[str, Statistics]]:
+    """Of each model the statistics of each metric, on the same rows."""
+    found: list[dict[str, Statistics]] = [{} for _ in outcomes]
+    if outcomes[0].texts:
+        references = references_of(recipe, rows)
+        labels = sorted({each[0] for each in references}.union(*(each.texts for each in outcomes)))
+        found = [
+            scoring.statistics(recipe.chosen, each.texts, references, labels, recipe.tokenize) for each in outcomes
+        ]
+    if outcomes[0].inputs.pieces is not None:
+        likelihoods = scoring.of_likelihood(recipe.chosen, [each.sums for each in outcomes])
+        found = [of_texts | more for of_texts, more in zip(found, likelihoods, strict=True)]
+    return found
+
+
+def same_tokens(outcomes: list[Outcome]) -> bool:
+    """Whether the models have one vocabulary, so that what is taken per token compares."""
+    return all(each.inputs.tokenizer.get_vocab() == outcomes[0].inputs.tokenizer.get_vocab() for each in outcomes[1:])
