@@ -85,7 +85,7 @@ def sliced(
     wanted = dict(zip(WIDTHS, (hidden_size, intermediate_size, num_attention_heads, num_key_value_heads), strict=True))
     if problems := list(check_slice(model.config, layers, **wanted)):
         raise HfkitError(*(f"{key}: {problem}" for key, problem in problems))
-    weights, prefix = model.state_dict(), _layers_prefix(model)
+    weights, prefix = model.state_dict(), f"{layers_name(model)}."
     layers = list(range(model.config.num_hidden_layers)) if layers is None else layers
     config = _smaller_config(model.config, layers, _sizes(model.config, wanted))
     attention = model.config._attn_implementation
@@ -266,8 +266,12 @@ def _highest(scores: torch.Tensor, count: int) -> torch.Tensor:
     return scores.argsort(descending=True, stable=True)[:count].sort().values
 
 
-def _layers_prefix(model: "PreTrainedModel") -> str:
-    """What the names of all layers' weights begin with, such as `model.layers.`."""
+def layers_name(model: "PreTrainedModel") -> str:
+    """The name of the list of a model's layers, such as `model.layers`.
+
+    Raises:
+        HfkitError: if it has not exactly one.
+    """
     depth = model.config.num_hidden_layers
     lists = [name for name, each in model.named_modules() if isinstance(each, nn.ModuleList) and len(each) == depth]
     outermost = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
@@ -275,7 +279,7 @@ def _layers_prefix(model: "PreTrainedModel") -> str:
         raise HfkitError(
             f"layers: the model has {len(outermost)} lists of {depth} layers, and only one can be sliced; use another"
         )
-    return f"{outermost[0]}."
+    return outermost[0]
 
 
 def _source(name: str, prefix: str, layers: list[int]) -> tuple[int, str]:

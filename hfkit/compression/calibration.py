@@ -1,0 +1,193 @@
+"""Zeros for the weights of a whole model, chosen with the inputs that each matrix sees on some text."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from hfkit.compression.masks import Sparsity, magnitude, sparsegpt, wanda
+from hfkit.compression.structure import layers_name
+from hfkit.errors import HfkitError
+from hfkit.model.heads import decoder_of
+from hfkit.ranks import is_main
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def calibration_rows(texts: Iterable[str], tokenizer: "PreTrainedTokenizerBase", length: int, count: int) -> Tensor:
+    """The beginning of the texts as rows of tokens, int64 (rows, length); where they end early, fewer than `count`.
+
+    The texts stand one behind the other, each between the tokenizer's BOS and EOS where it has them, and go on from
+    row to row.
+
+    Raises:
+        HfkitError: if they do not fill a row.
+    """
+    before = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
+    after = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    ids = list[int]()
+    for text in texts:
+        ids += [*before, *tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], *after]
+        if len(ids) >= length * count:
+            break
+    rows = min(len(ids) // length, count)
+    if rows == 0:
+        raise HfkitError(
+            f"calibration: the texts have {len(ids)} tokens, less than one row of {length}; "
+            f"give more text, or shorter rows"
+        )
+    return torch.tensor(ids[: rows * length]).view(rows, length)
+
+
+@torch.no_grad()
+def prune_weights(
+    model: "PreTrainedModel",
+    rows: Tensor | None,
+    method: Literal["magnitude", "wanda", "sparsegpt"],
+    sparsity: Sparsity,
+    batch_size: int = 8,
+) -> None:
+    """Set weights of every `nn.Linear` in the decoder's layers to zero, in place.
+
+    Embeddings and heads stay as they are. A layer sees what the layers before it, which are pruned, make of the rows;
+    its own matrices see what the layer does before it is pruned.
+
+    Args:
+        rows: token ids (rows, length), without padding; magnitude needs none.
+
+    Raises:
+        HfkitError: if the layers have no such matrices, the pattern does not fit one, or its inputs are not finite.
+    """
+    layers = model.get_submodule(layers_name(model))
+    if not any(_linears(layer) for layer in layers):
+        raise HfkitError(f"method: a model of type {model.config.model_type} has no nn.Linear in its layers; drop layers instead")
+    was_training = model.training
+    model.eval()
+    bar = tqdm(layers, f"pruning by {method}", unit="layer", leave=False, mininterval=1, disable=not is_main())
+    if method == "magnitude":
+        for layer in bar:
+            for linear in _linears(layer).values():
+                linear.weight.masked_fill_(~magnitude(linear.weight, sparsity), 0)
+    else:
+        assert rows is not None, f"{method} looks at inputs"
+        calls = LayerCalls(model, rows, batch_size)
+        for layer in bar:
+            linears = _linears(layer)
+            statistics = _input_statistics(linears, method == "sparsegpt", calls.run)
+            for name, linear in linears.items():
+                if method == "sparsegpt":
+                    linear.weight.copy_(sparsegpt(linear.weight, statistics[name], sparsity)[0])
+                else:
+                    kept = wanda(linear.weight, statistics[name].sqrt(), sparsity)
+                    linear.weight.masked_fill_(~kept, 0)
+            calls.go_on()
+    model.train(was_training)
+
+
+def sparsity_of(model: "PreTrainedModel") -> dict[str, float]:
+    """The share of weights that are exactly 0, by the name of each `nn.Linear` in the decoder's layers."""
+    prefix = layers_name(model)
+    linears = _linears(model.get_submodule(prefix))
+    return {
+        f"{prefix}.{name}": 1 - int(linear.weight.count_nonzero()) / linear.weight.numel()
+        for name, linear in linears.items()
+    }
+
+
+class LayerCalls:
+    """A decoder's layers on some rows, one after the other, as the decoder itself calls them.
+
+    `states` are the inputs of the layer that is next, of each batch (rows, length, hidden).
+    """
+
+    def __init__(self, model: "PreTrainedModel", rows: Tensor, batch_size: int):
+        self.layers = model.get_submodule(layers_name(model))
+        batches = rows.to(model.device).split(batch_size)
+        self.states = [_calls(model, self.layers[:1], batch)[0][0][0] for batch in batches]
+        # What else a layer is called with, such as masks and positions, depends on the layer and on the batch's size.
+        self.rest = {
+            len(batch): [(args[1:], options) for args, options in _calls(model, self.layers, batch)]
+            for batch in (batches[0], batches[-1])
+        }
+        self.next = 0
+
+    def run(self) -> Iterator[Tensor]:
+        """The outputs of the next layer, a batch at a time."""
+        for states in self.states:
+            args, options = self.rest[len(states)][self.next]
+            outputs = self.layers[self.next](states, *args, **options)
+            yield outputs[0] if isinstance(outputs, tuple) else outputs
+
+    def go_on(self) -> None:
+        """To the layer behind: what the next layer gives is its input."""
+        for index, states in enumerate(self.run()):
+            self.states[index] = states
+        self.next += 1
+
+
+class _Reached(Exception):
+    """The decoder has called all the layers that were asked for."""
+
+
+def _calls(model: "PreTrainedModel", layers: Sequence[nn.Module], ids: Tensor) -> list[tuple[tuple, dict[str, Any]]]:
+    """What the decoder calls its first layers with, (arguments, options) of each. It goes no further."""
+    calls = list[tuple[tuple, dict[str, Any]]]()
+
+    def note(_: nn.Module, args: tuple, options: dict[str, Any]) -> None:
+        calls.append((args, options))
+        if len(calls) == len(layers):
+            raise _Reached
+
+    hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
+    try:
+        decoder_of(model)(input_ids=ids, use_cache=False)
+    except _Reached:
+        pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls
+
+
+def _linears(module: nn.Module) -> dict[str, nn.Linear]:
+    return {name: each for name, each in module.named_modules() if isinstance(each, nn.Linear)}
+
+
+def _input_statistics(
+    linears: dict[str, nn.Linear], is_gram: bool, run: Callable[[], Iterator[Tensor]]
+) -> dict[str, Tensor]:
+    """Of the inputs X (tokens, inputs) of each matrix while `run` runs: X^T X, or the sums of its squares (inputs,).
+
+    In float32.
+
+    Raises:
+        HfkitError: if inputs are not finite.
+    """
+    found = dict[str, Tensor]()
+
+    def add(name: str, _: nn.Module, args: tuple) -> None:
+        inputs = args[0].flatten(0, -2).float()
+        if is_gram:
+            found[name].addmm_(inputs.T, inputs)
+        else:
+            found[name].add_(inputs.square().sum(0))
+
+    hooks = []
+    for name, linear in linears.items():
+        sizes = (linear.in_features,) * (2 if is_gram else 1)
+        found[name] = torch.zeros(sizes, device=linear.weight.device)
+        hooks.append(linear.register_forward_pre_hook(partial(add, name)))
+    for _ in run():
+        pass
+    for hook in hooks:
+        hook.remove()
+    for name, statistic in found.items():
+        if not statistic.isfinite().all():
+            raise HfkitError(
+                f"method: the inputs of {name} are not finite; use float32, or magnitude, which needs none"
+            )
+    return found
