@@ -64,7 +64,8 @@ def prune_weights(
     """
     layers = model.get_submodule(layers_name(model))
     if not any(_linears(layer) for layer in layers):
-        raise HfkitError(f"method: a model of type {model.config.model_type} has no nn.Linear in its layers; drop layers instead")
+        what = f"a model of type {model.config.model_type} has no nn.Linear in its layers"
+        raise HfkitError(f"method: {what}; drop layers instead")
     was_training = model.training
     model.eval()
     bar = tqdm(layers, f"pruning by {method}", unit="layer", leave=False, mininterval=1, disable=not is_main())
