@@ -16,7 +16,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit code: 0 done, 2 a mistake that the message explains, 75 stopped by a signal, to be run again.
+        The exit code: 0 done, 2 a mistake that the message explains, 3 done, but the result misses what the recipe
+        accepts, 75 stopped by a signal, to be run again.
     """
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)  # overrides may stand before and after an option

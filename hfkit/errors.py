@@ -17,6 +17,12 @@ class HfkitError(Exception):
         self.problems = list(problems)
 
 
+class Rejected(HfkitError):
+    """A result that misses what its recipe accepts. It is kept, but it is not finished."""
+
+    exit_code = 3
+
+
 def reason(error: BaseException) -> str:
     """What a library's error says in one line, which may be its cause that says it."""
     told = error.__cause__ or error

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import yaml
 
-from hfkit import graph
+from hfkit import graph, states
 
 _WORDS = {
     "absent": "is not there yet: would run",
     "unfinished": "is unfinished: would go on",
     "finished": "up to date",
     "changed": "changed",
+    "rejected": "misses its limits",
 }
 
 
@@ -22,7 +23,7 @@ def show(path: Path, overrides: Sequence[str] = ()) -> None:
         HfkitError: for whatever would stop the run.
     """
     node = graph.resolve(path, overrides)
-    todo = graph.what_runs(node)
+    todo = states.what_runs(node)
     nodes = list(graph.in_order(node))
     width = max(len(str(each.source.path)) for each in nodes)
     print("\nRecipes, in the order in which they run")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hfkit import stopping
-from hfkit.errors import HfkitError
+from hfkit.errors import HfkitError, Rejected
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -52,20 +52,20 @@ def on_main(name: str, function: Callable[[], Result]) -> Result:
     if not is_main():
         answer = json.loads(_wait_for([key])[0])
         if "problems" in answer:
-            raise HfkitError(*answer["problems"])
+            raise (Rejected if answer["is_rejected"] else HfkitError)(*answer["problems"])
         if "failed" in answer:
             raise SystemExit(1)
         return answer["result"]
-    answer = {"failed": True}
+    outcome: dict[str, Any] = {"failed": True}
     try:
         result = function()
-        answer = {"result": result}
+        outcome = {"result": result}
         return result
     except HfkitError as error:
-        answer = {"problems": error.problems}
+        outcome = {"problems": error.problems, "is_rejected": isinstance(error, Rejected)}
         raise
     finally:
-        _set(key, answer)
+        _set(key, outcome)
 
 
 def of_all(name: str, value: Result) -> list[Result]:

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hfkit import graph, manifest
+from hfkit import graph, manifest, states
 from hfkit.errors import HfkitError
+from hfkit.evaluation import accept
 from hfkit.hub.card import write_card
 from hfkit.ranks import is_main, on_main, say
 
@@ -17,13 +18,13 @@ from hfkit.ranks import is_main, on_main, say
 def run(path: Path, overrides: Sequence[str] = (), **ways: bool) -> None:
     """Run the recipe at `path`, after those it needs that are not up to date. Call it on every process.
 
-    `ways` are the ways on where a folder holds something else: `rebuild`, `fresh` and `force` of `graph.what_runs`.
+    `ways` are the ways on where a folder holds something else: `rebuild`, `fresh` and `force` of `states.what_runs`.
 
     Raises:
         HfkitError: for a mistake in a recipe or an input, before anything is changed.
     """
     target = graph.resolve(path, overrides)
-    todo = on_main("plan", lambda: graph.what_runs(target, **ways))
+    todo = on_main("plan", lambda: states.what_runs(target, **ways))
     if not todo:
         say(f"{target.output_dir} is up to date with {path}: nothing to do.")
     for node in graph.in_order(target):
@@ -46,7 +47,8 @@ def run(path: Path, overrides: Sequence[str] = (), **ways: bool) -> None:
                 if is_main():
                     _give_up(folder)
                 raise
-            on_main(f"finish {folder}", lambda: _finish(node, folder, metrics, begun))  # noqa: B023 called here
+            missed = on_main(f"finish {folder}", lambda: _finish(node, folder, metrics, begun))  # noqa: B023 called here
+        _reject(node, missed)
 
 
 def _make(node: graph.Node) -> None:
@@ -54,19 +56,19 @@ def _make(node: graph.Node) -> None:
     begun = time.time()
     with manifest.locked(node.output_dir), manifest.new_folder(node.output_dir) as work:
         metrics = node.stage.run(node.recipe, node.places(), work)
-        _finish(node, work, metrics, begun)
+        missed = _finish(node, work, metrics, begun)
+    _reject(node, missed)
 
 
-def _start(node: graph.Node, todo: dict[str, graph.State]) -> None:
+def _start(node: graph.Node, todo: dict[str, states.State]) -> None:
     """Mark the folder of a stage that keeps its checkpoints there as unfinished."""
     folder = node.output_dir
-    state = todo[str(folder)]
-    if state in ("finished", "changed"):
+    state, old = todo[str(folder)], manifest.read_json(folder, manifest.STARTED) or {}
+    if state in ("finished", "changed") or (state == "absent" and "rejected" in old):
         manifest.set_aside(folder)
     folder.mkdir(parents=True, exist_ok=True)
     manifest.sweep(folder)
     if state == "forced":
-        old = manifest.read_json(folder, manifest.STARTED) or {}
         admitted = [*old.get("forced_from", []), old.get("fingerprint")]
         kept: dict[str, Any] = {key: old[key] for key in ("run_id", "committed") if key in old}
         manifest.write_json(folder / manifest.STARTED, {**_content(node), **kept, "forced_from": admitted})
@@ -85,13 +87,29 @@ def _give_up(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def _finish(node: graph.Node, folder: Path, metrics: dict[str, Any], begun: float) -> None:
-    """Write the numbers and the card, then `hfkit.json`, which makes the folder finished."""
+def _finish(node: graph.Node, folder: Path, metrics: dict[str, Any], begun: float) -> list[str]:
+    """Write the numbers and the card, then `hfkit.json`, which makes the folder finished.
+
+    Returns:
+        The limits that the result misses, if it does, as a table. Then the folder stays unfinished.
+    """
     content = {**_content(node), "seconds": round(time.time() - begun, 1), "metrics": metrics}
     manifest.write_json(folder / "metrics.json", metrics)
     write_card(folder, content)
-    manifest.finish(folder, content)
-    _tidy(folder)
+    limits = metrics.get("accept", [])
+    if all(each["kept"] for each in limits):
+        manifest.finish(folder, content)
+        _tidy(folder)
+        return []
+    missed = accept.table(limits)
+    started = manifest.read_json(folder, manifest.STARTED) or _content(node)
+    manifest.write_json(folder / manifest.STARTED, {**started, "rejected": missed})
+    return missed
+
+
+def _reject(node: graph.Node, missed: list[str]) -> None:
+    if missed:
+        raise states.rejection(node, missed)
 
 
 def _tidy(folder: Path) -> None:

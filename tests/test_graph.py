@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hfkit import cli, graph, manifest
+from hfkit import cli, graph, manifest, states
 from hfkit.errors import HfkitError
 
 TOKENIZER = Path("recipes/tokenizer.yaml")
@@ -21,7 +21,7 @@ def replace(path: str, old: str, new: str) -> None:
 
 
 def todo(path: Path = TOKENIZER, *overrides: str) -> list[str]:
-    return list(graph.what_runs(graph.resolve(path, overrides)))
+    return list(states.what_runs(graph.resolve(path, overrides)))
 
 
 def test_what_a_recipe_needs_runs_first_and_once(world: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from hfkit import cli, graph, manifest, stopping
+from hfkit import cli, graph, manifest, states, stopping
 from hfkit.errors import HfkitError
 from hfkit.training import checkpoints
 from hfkit.training.callbacks import MetricsFile
@@ -211,10 +211,10 @@ def test_a_folder_with_leftovers_only_is_absent(ready: Path) -> None:
     (folder / ".checkpoint-5.partial").mkdir(parents=True)
     (folder / ".hfkit.started.json.abcdefgh.partial").write_text("{", encoding="utf-8")
     node = graph.resolve(Path("recipes/pretrain.yaml"))
-    assert graph.state_of(node) == ("absent", [])
+    assert states.state_of(node) == ("absent", [])
     (folder / "mine.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(HfkitError, match="holds files that hfkit did not make"):
-        graph.state_of(node)
+        states.state_of(node)
 
 
 def test_a_tidying_that_was_killed_is_done_at_the_next_run(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "hfkit"
 LAYERS = [
     {"cli", "__main__"},
     {"runner", "plan", "schema"},
+    {"states"},
     {"graph"},
     {"stages"},
     {"training", "distillation", "compression", "evaluation", "data", "hub", "serving"},

@@ -70,6 +70,17 @@ def of_words(name: str, metrics: list[str]) -> Problems:
             yield "tokenize", str(error).removeprefix("tokenize: ")
 
 
+def of_tokens(models: dict[str, str], recipes: dict[str, StageRecipe], index: int) -> Problems:
+    """What is wrong with taking perplexity, the metric of that index, of models with different tokens."""
+    present = [place for key, place in models.items() if is_there(place, recipes.get(key))]
+    vocabularies = {place: load_tokenizer(place, "generate").get_vocab() for place in present}
+    for place in present[1:]:
+        if vocabularies[place] != vocabularies[present[0]]:
+            rule = f"is per token, and {place} has other tokens than {present[0]}; use bits_per_byte"
+            yield f"metrics.{index}", f"perplexity {rule}"
+            return
+
+
 def of_model(recipe: Any, key: str, place: str) -> Problems:
     """What is wrong with a model for the recipe of an evaluation, from its configuration and its tokenizer.
 

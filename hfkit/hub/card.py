@@ -9,21 +9,27 @@ import yaml
 from hfkit.hub.markdown import cell, fenced, number, table
 from hfkit.manifest import write_file
 
+_GENERATE = """from transformers import pipeline
+
+generate = pipeline("text-generation", "{folder}", trust_remote_code=True)
+print(generate("def main():", max_new_tokens=40)[0]["generated_text"])"""
 _USE = {
     "tokenizer": """from transformers import AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
 print(tokenizer.tokenize("def main():"))""",
-    "pretrain": """from transformers import pipeline
-
-generate = pipeline("text-generation", "{folder}", trust_remote_code=True)
-print(generate("def main():", max_new_tokens=40)[0]["generated_text"])""",
+    "pretrain": _GENERATE,
     "finetune": """from hfkit.model.loading import load_model
 
 model = load_model("{folder}", task="{task}")  # the base model, and the adapter if there is one""",
     "distill": """from hfkit.model.loading import load_model
 
 model = load_model("{folder}")  # the student, and its base model if it is an adapter""",
+    "quantize": _GENERATE,
+    "prune": _GENERATE,
+    "compare": """import json
+
+report = json.load(open("{folder}/report.json"))""",
     "evaluate": """import json
 
 scores = json.load(open("{folder}/metrics.json"))""",
@@ -37,7 +43,7 @@ print(data["train"][0]["text"])""",
 def write_card(folder: Path, content: dict[str, Any]) -> None:
     """Write the card of a folder from what its manifest will say (`runner._content`, seconds and metrics)."""
     metadata: dict[str, Any] = {"tags": ["hfkit"]}
-    if content["stage"] == "pretrain":
+    if content["stage"] in ("pretrain", "quantize", "prune"):
         metadata = {"library_name": "transformers", "pipeline_tag": "text-generation", **metadata}
     if content["stage"] in ("finetune", "distill"):
         is_adapter, is_classifier = content["recipe"]["lora"] is not None, content["recipe"]["task"] == "classify"
@@ -59,12 +65,20 @@ def write_card(folder: Path, content: dict[str, Any]) -> None:
         f"# {content['name']}",
         f"Made by the hfkit stage `{content['stage']}` in {content['seconds']:.0f} seconds.",
         fenced(use, "python"),
-        _evaluation(folder, content) if content["stage"] == "evaluate" else _results(content["metrics"]),
+        _body(folder, content),
         *(["![Loss over the steps](loss.png)"] if (folder / "loss.png").exists() else []),
         f"## Made from\n\n{inputs or '- no other artifact'}",
         fenced(recipe, "yaml"),
     ]
     write_file(folder / "README.md", "\n\n".join(parts) + "\n")
+
+
+def _body(folder: Path, content: dict[str, Any]) -> str:
+    if content["stage"] == "evaluate":
+        return _evaluation(folder, content)
+    if content["stage"] == "compare":
+        return (folder / "report.md").read_text(encoding="utf-8").partition("\n")[2].strip()
+    return _results(content["metrics"])
 
 
 def _results(metrics: dict[str, Any]) -> str:

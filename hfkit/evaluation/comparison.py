@@ -1,0 +1,95 @@
+"""Models side by side: what each is worth, with intervals and differences from the first, and what it costs."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from hfkit import manifest
+from hfkit.evaluation import scoring
+from hfkit.evaluation.measuring import measure
+from hfkit.evaluation.outcomes import same_tokens, statistics_of
+from hfkit.ranks import say
+
+LOWER_IS_BETTER = ("bits_per_byte", "perplexity")
+# Which score stands for a model's quality: the first of these that was taken.
+QUALITY = ("accuracy", "f1", "rougeL", "chrf", "bleu", "exact_match", "bits_per_byte", "perplexity")
+KEPT = ("perplexity_low", "perplexity_high")  # of what is taken per token, where models have other tokens
+MODEL_INPUTS = ("model", "teacher", "student")
+
+
+def compared(
+    recipe: Any, rows: list[dict[str, Any]], models: dict[str, str], prompts: list[str] | None = None
+) -> dict[str, Any]:
+    """The models measured one after the other on the same rows of this machine.
+
+    Args:
+        recipe: a `ScoredRecipe`.
+        models: the place of each by its name; the first is what the others are compared with.
+        prompts: see `measure`.
+
+    Returns:
+        `models`: of each a row with `name`, `place`, its scores (see `scoring.scores`), `accept.COSTS`,
+        `training_seconds` and `samples`; `quality`: the score that stands for it; `undominated`: the names of those
+        that no other is at least as good as in quality, size and speed, and better in one; `seconds` and
+        `model_seconds`: of the whole, and of that what the models themselves took.
+    """
+    start = time.perf_counter()
+    measured = {}
+    for name, place in models.items():
+        say(f"  measuring {name} ({place})")
+        measured[name] = measure(recipe, rows, place, prompts)
+    outcomes = [each.outcome for each in measured.values()]
+    statistics = statistics_of(recipe, rows, outcomes)
+    comparable = same_tokens(outcomes)
+    found = []
+    for index, (name, each) in enumerate(measured.items()):
+        scores = scoring.scores(statistics[index], statistics[0] if index else None)
+        if not comparable:
+            scores = {key: value for key, value in scores.items() if not key.startswith("perplexity_") or key in KEPT}
+        row = {"name": name, "place": models[name], **scores, **each.costs}
+        row["training_seconds"] = training_seconds(models[name])
+        found.append({**row, "samples": [list(pair) for pair in each.samples]})
+    quality = next(name for name in QUALITY if name in found[0])
+    return {
+        "quality": quality,
+        "undominated": [row["name"] for row in found if not any(dominates(other, row, quality) for other in found)],
+        "rows": len(rows),
+        "models": found,
+        "signatures": [each.signature for each in statistics[0].values()],
+        "seconds": time.perf_counter() - start,
+        "model_seconds": sum(each.seconds for each in measured.values()),
+    }
+
+
+def dominates(other: dict[str, Any], row: dict[str, Any], quality: str) -> bool:
+    """Whether another model is at least as good in quality, size and speed, and better in one."""
+    sign = -1 if quality in LOWER_IS_BETTER else 1
+    pairs = [
+        (sign * other[quality], sign * row[quality]),
+        (-(other["size_bytes"] or 0), -(row["size_bytes"] or 0)),
+        (other["tokens_per_second"], row["tokens_per_second"]),
+    ]
+    return all(theirs >= own for theirs, own in pairs) and any(theirs > own for theirs, own in pairs)
+
+
+def training_seconds(place: str) -> float | None:
+    """The time that making a model took, that of the models it was made from included; None where it is not known."""
+    seen: dict[Path, float] = {}
+
+    def visit(folder: Path) -> None:
+        made = manifest.read_json(folder)
+        if made is not None and folder not in seen:
+            seen[folder] = made["seconds"]
+            for key, entry in made["inputs"].items():
+                if key in MODEL_INPUTS:
+                    visit(Path(entry["place"]))
+
+    visit(Path(place))
+    return sum(seen.values()) if seen else None
+
+
+def beside_base(found: dict[str, Any]) -> dict[str, Any]:
+    """Of a comparison of two the numbers of the second, and as `base_*` those of the first."""
+    of_others = ("name", "place", "samples", "training_seconds")
+    base, result = ({key: value for key, value in row.items() if key not in of_others} for row in found["models"])
+    return result | {f"base_{key}": value for key, value in base.items()}

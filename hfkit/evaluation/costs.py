@@ -1,0 +1,110 @@
+"""What a model costs: disk, memory, time to load, and how fast it writes. Each is measured in a process of its own."""
+
+import gc
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hfkit import manifest
+from hfkit.model.loading import ADAPTER, base_of, is_adapter
+
+PROMPT_TOKENS, NEW_TOKENS = 32, 64
+REPETITIONS = 3
+NOT_OF_THE_MODEL = {*manifest.DIGEST_EXCLUDES, "predictions.jsonl"}
+
+
+def size_on_disk(place: str) -> int | None:
+    """Bytes of the files that a model is loaded from, its tokenizer's among them; with an adapter also its base's.
+
+    None for an id on the Hub that is not in the cache.
+    """
+    folder: Path | None = Path(place)
+    if not Path(place).is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(place, "config.json") or try_to_load_from_cache(place, ADAPTER)
+        folder = Path(found).parent if isinstance(found, str) else None
+    if folder is None:
+        return None
+    files = [path for path in folder.iterdir() if path.is_file() and path.name not in NOT_OF_THE_MODEL]
+    size = sum(path.stat().st_size for path in files)
+    return size + (size_on_disk(base_of(place)) or 0 if is_adapter(place) else 0)
+
+
+class Memory:
+    """The most memory that was taken since a moment: of the device, or on a CPU of the process.
+
+    On a CPU the process must have begun for this alone: the system knows only the most that it ever took.
+    """
+
+    def __init__(self) -> None:
+        import psutil
+
+        gc.collect()
+        self.before = psutil.Process().memory_info().rss
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+
+    def peak(self) -> int:
+        import resource
+
+        if torch.cuda.is_available():
+            return torch.cuda.max_memory_allocated()
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return max(most - self.before, 0)
+
+
+def speeds(model: Any, tokenizer: Any, ids: list[int], window: int) -> dict[str, float]:
+    """`first_token_seconds`, `tokens_per_second` and `tokens_per_second_batch_8` of greedy writing, each the median of
+    several after one that does not count.
+
+    Args:
+        ids: a text, whose beginning is gone on with.
+        window: the most tokens that the model takes.
+    """
+    new_tokens = min(NEW_TOKENS, window // 2)
+    prompt = ids[: min(PROMPT_TOKENS, window - new_tokens)]
+    found = {"first_token_seconds": _median(lambda: _write(model, tokenizer, prompt, 1, 1))}
+    for rows, name in ((1, "tokens_per_second"), (8, "tokens_per_second_batch_8")):
+        seconds = _median(lambda rows=rows: _write(model, tokenizer, prompt, rows, new_tokens))  # type: ignore[misc]
+        found[name] = rows * new_tokens / seconds
+    return found
+
+
+@torch.no_grad()
+def reading_speeds(model: Any, ids: list[int]) -> dict[str, float]:
+    """The same of a classifier, which only reads: `first_token_seconds` is until the class of one text is known."""
+    found = {}
+    for rows, name in ((8, "tokens_per_second_batch_8"), (1, "tokens_per_second")):
+        batch = torch.tensor([ids] * rows, device=model.device)
+        seconds = _median(lambda batch=batch: model(input_ids=batch).logits.float().cpu())  # type: ignore[misc]
+        found[name] = batch.numel() / seconds
+    return {"first_token_seconds": seconds, **found}
+
+
+def _write(model: Any, tokenizer: Any, prompt: list[int], rows: int, new_tokens: int) -> None:
+    ids = torch.tensor([prompt] * rows, device=model.device)
+    model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        pad_token_id=tokenizer.pad_token_id,
+        min_new_tokens=new_tokens,
+        max_new_tokens=new_tokens,
+        do_sample=False,
+    ).cpu()
+
+
+def _median(work: Callable[[], Any]) -> float:
+    """Seconds."""
+    work()
+    seconds = []
+    for _ in range(REPETITIONS):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)

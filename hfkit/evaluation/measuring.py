@@ -1,0 +1,93 @@
+"""Models measured one after the other, each in a process of its own: quality, answers, and what it costs."""
+
+import multiprocessing
+import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from logging import ERROR, getLogger
+from typing import Any, NamedTuple
+
+getLogger("bitsandbytes").setLevel(ERROR)  # it speaks of kernels that it could not load
+import bitsandbytes  # noqa: E402, F401 or else the first quantized model takes the time to load it
+
+from hfkit.data.tasks import prompt_ids  # noqa: E402
+from hfkit.errors import HfkitError  # noqa: E402
+from hfkit.evaluation import costs  # noqa: E402
+from hfkit.evaluation.generation import generate  # noqa: E402
+from hfkit.evaluation.inputs import Inputs, inputs_of  # noqa: E402
+from hfkit.evaluation.outcomes import Outcome, open_model, outcome_of  # noqa: E402
+
+SAMPLES, SAMPLE_WORDS, SAMPLE_TOKENS = 3, 12, 48
+
+
+class Measured(NamedTuple):
+    """
+    Args:
+        costs: `accept.COSTS` by name; None where one is not known.
+        samples: prompts, and what the model writes after them; none of a classifier.
+        seconds: that the model itself took, loading included.
+    """
+
+    outcome: Outcome
+    costs: dict[str, float | None]
+    samples: list[tuple[str, str]]
+    seconds: float
+
+
+def measure(recipe: Any, rows: list[dict[str, Any]], place: str, prompts: list[str] | None = None) -> Measured:
+    """The model at `place`, measured in a process that begins and ends with it, so that its memory is its own.
+
+    Args:
+        recipe: a `ScoredRecipe`.
+        prompts: texts to go on with, for samples. By default the prompts of the first rows, or of whole texts the
+            beginnings.
+
+    Raises:
+        HfkitError: for a model that cannot be measured, also where the system ended its process.
+    """
+    methods = multiprocessing.get_all_start_methods()
+    context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    if context.get_start_method() == "forkserver":
+        context.set_forkserver_preload([__name__])  # imports once for all models
+    try:
+        with ProcessPoolExecutor(1, context) as pool:
+            return pool.submit(_measure, recipe, rows, place, prompts).result()
+    except BrokenProcessPool:
+        raise HfkitError(f"{place}: the process that measured it was ended, most likely for want of memory") from None
+
+
+def _measure(recipe: Any, rows: list[dict[str, Any]], place: str, prompts: list[str] | None) -> Measured:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    inputs = inputs_of(recipe, rows, place)
+    memory, start = costs.Memory(), time.perf_counter()
+    model = open_model(place, recipe.task, recipe.trust_remote_code)
+    of_model: dict[str, float | None] = {"load_seconds": time.perf_counter() - start}
+
+    tokenizer, samples = inputs.tokenizer, list[tuple[str, str]]()
+    beginnings = _beginnings(recipe, rows, inputs, prompts)
+    if recipe.task == "classify":
+        of_model |= costs.reading_speeds(model, max(beginnings, key=len))
+    else:
+        of_model |= costs.speeds(model, tokenizer, max(beginnings, key=len), inputs.window)
+        options = {"max_new_tokens": min(SAMPLE_TOKENS, inputs.window // 2)}
+        texts = generate(model, tokenizer, beginnings, len(beginnings), options, "samples")
+        shown = (tokenizer.decode(ids, skip_special_tokens=True) for ids in beginnings)
+        samples = list(zip(shown, texts, strict=True))
+    of_model |= {"memory_bytes": memory.peak(), "parameters": model.num_parameters()}
+    of_model["size_bytes"] = costs.size_on_disk(place)
+    return Measured(outcome_of(recipe, model, inputs), of_model, samples, time.perf_counter() - start)
+
+
+def _beginnings(recipe: Any, rows: list[dict[str, Any]], inputs: Inputs, prompts: list[str] | None) -> list[list[int]]:
+    """What is gone on with, as token ids that leave room for it."""
+    room = inputs.window - min(SAMPLE_TOKENS, inputs.window // 2)
+    if prompts is None and recipe.task != "text":
+        found = [prompt_ids(recipe, row, inputs.tokenizer, room)[0] for row in rows[:SAMPLES]]
+        return [ids or [inputs.tokenizer.pad_token_id] for ids in found]
+    if prompts is None:
+        prompts = [" ".join(row["text"].split(" ")[:SAMPLE_WORDS]) for row in rows[:SAMPLES]]
+    found = [inputs.tokenizer(text)["input_ids"][:room] for text in prompts]
+    return [ids[:-1] if len(ids) > 1 and ids[-1] == inputs.tokenizer.eos_token_id else ids for ids in found]

@@ -1,0 +1,47 @@
+"""Models of quantized weights: which of their modules stay whole, and which do not."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers.quantizers.base import get_keys_to_not_convert
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+HEADS = ("lm_head", "score", "classifier", "classification_head")
+
+
+def empty_model(config: "PretrainedConfig", auto_class: Any, trust_remote_code: bool = False) -> "PreTrainedModel":
+    """The modules and shapes of a model, without memory for its weights."""
+    with torch.device("meta"):
+        return auto_class.from_config(config, trust_remote_code=trust_remote_code)
+
+
+def whole_modules(model: "PreTrainedModel") -> list[str]:
+    """The modules that no scheme should quantize: output embeddings, what is tied to the input embeddings, and heads
+    of classes. Every quantizer of transformers leaves them alone, unless it is given a list of its own."""
+    heads = {name for name, _ in model.named_children() if name in HEADS}
+    return sorted(heads | set(get_keys_to_not_convert(model)))
+
+
+def bitsandbytes_config(quantization: dict[str, Any], model: "PreTrainedModel") -> Any:
+    """`BitsAndBytesConfig` of a recipe's section, whose list of modules to skip adds to `whole_modules`: as it is, it
+    would replace them, and the head would be quantized (transformers #45674)."""
+    from transformers import BitsAndBytesConfig
+
+    skipped = {*whole_modules(model), *(quantization.get("llm_int8_skip_modules") or [])}
+    return BitsAndBytesConfig(**{**quantization, "llm_int8_skip_modules": sorted(skipped)})
+
+
+def quantized_modules(model: nn.Module) -> list[str]:
+    """The names of the modules whose weights are quantized, by whatever library."""
+    return [
+        name for name, module in model.named_modules() if "Linear" in type(module).__name__ and not _is_whole(module)
+    ]
+
+
+def _is_whole(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    is_plain = isinstance(weight, torch.Tensor) and type(weight.data) is torch.Tensor
+    return type(module) is nn.Linear and is_plain and weight.is_floating_point()  # type: ignore[union-attr]
