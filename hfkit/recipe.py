@@ -62,11 +62,20 @@ class Section:
 
     hfkit re-declares none of the fields: they are read from the installed class when a recipe is checked.
     `reserved` are the fields that hfkit sets itself, each with the reason; `parts` are hfkit's own keys beside them.
+    `variants` are the classes that it is instead for some values of the recipe's key `chosen_by`; an empty name leaves
+    the arguments to the stage to check.
     """
 
     target: str
     reserved: tuple[tuple[str, str], ...] = ()
     parts: tuple[tuple[str, type[RecipePart]], ...] = ()
+    chosen_by: str = ""
+    variants: tuple[tuple[str, str], ...] = ()
+
+    def of(self, values: dict[str, Any]) -> "Section":
+        """The section of a recipe with these values."""
+        target = dict(self.variants).get(str(values.get(self.chosen_by)), self.target)
+        return dataclasses.replace(self, target=target)
 
     def load_class(self) -> type:
         module, name = self.target.rsplit(".", 1)
@@ -95,7 +104,8 @@ def validate(source: Source, recipe_class: type[AnyRecipe]) -> AnyRecipe:
     except pydantic.ValidationError as error:
         problems += _explain(error, recipe_class, source, ())
     for name, section in marked(recipe_class, Section).items():
-        if isinstance(source.values.get(name), dict):
+        section = section.of(source.values)
+        if isinstance(source.values.get(name), dict) and section.target:
             problems += _section_problems(section, name, source)
     if problems or recipe is None:
         raise HfkitError(*dict.fromkeys(problems))
@@ -131,8 +141,10 @@ def _arguments(cls: type) -> Iterator[tuple[str, Any, Any]]:
             if each.init and each.name in own
         )
         return
-    named = dict.fromkeys(name for name in vars(cls()) if not name.startswith("_"))  # where all are **kwargs
-    for name, parameter in inspect.signature(cls).parameters.items():
+    parameters = inspect.signature(cls).parameters
+    is_whole = all(each.default is not each.empty or each.kind is each.VAR_KEYWORD for each in parameters.values())
+    named = dict.fromkeys(name for name in (vars(cls()) if is_whole else ()) if not name.startswith("_"))
+    for name, parameter in parameters.items():
         named |= {name: parameter.default} if parameter.kind is not inspect.Parameter.VAR_KEYWORD else {}
     for name, default in named.items():
         told = re.search(rf"^\s+{name} \(`(\w+)`(?! ?or)", cls.__doc__ or "", re.MULTILINE)
@@ -155,6 +167,8 @@ def _section_problems(section: Section, name: str, source: Source) -> list[str]:
         return problems + _explain(error, model, source, (name,))
     try:
         section.load_class()(**{key: value for key, value in values.items() if key not in dict(section.parts)})
+    except ImportError:  # of a package that the class is for: the stage tells how to get it
+        pass
     except Exception as error:  # whatever a class says against its own arguments is the user's to read
         message = str(error.__cause__ or error).strip().splitlines()[-1]
         named = re.match(r"(\w+)=", message)

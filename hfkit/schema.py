@@ -17,7 +17,9 @@ def of_stage(name: str) -> dict[str, Any]:
     schema["properties"]["stage"] = {"const": name, "description": "Which stage runs this recipe."}
     for key, section in marked(recipe_class, Section).items():
         library = section.target.split(".")[0]
-        fields = section_model(section).model_json_schema()
+        kinds = [section, *(section.of({section.chosen_by: value}) for value, _ in section.variants)]
+        models = [section_model(each).model_json_schema() for each in kinds if each.target]
+        fields = models[0] if len(models) == 1 else {"anyOf": models}
         value = {"anyOf": [{"type": "string"}, fields]} if key in marked(recipe_class, Input) else fields
         description = f"Arguments of {section.target} ({library} {version(library)})."
         schema["properties"][key] = {**value, "description": description}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -10,12 +11,44 @@ from tqdm import tqdm
 
 from hfkit.compression.masks import Sparsity, magnitude, sparsegpt, wanda
 from hfkit.compression.structure import layers_name
+from hfkit.data import corpus
+from hfkit.data.tasks import fill, reference
 from hfkit.errors import HfkitError
 from hfkit.model.heads import decoder_of
 from hfkit.ranks import is_main
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def texts_of(recipe: Any, places: dict[str, str], rows: list[dict[str, Any]]) -> list[str]:
+    """The texts that a recipe calibrates on: documents, or the prompts and completions of a task.
+
+    Args:
+        rows: those that the result is evaluated on.
+
+    Raises:
+        HfkitError: if one of them is among the texts, or there are none.
+    """
+
+    def text_of(row: dict[str, Any]) -> str:
+        if recipe.task == "chat":
+            return "\n".join(turn["content"] for turn in row[recipe.messages])
+        return row["text"] if recipe.task == "text" else fill(recipe.template, row) + _answer(recipe, row)
+
+    of_evaluation = {text_of(row) for row in rows}
+    found = corpus.rows(places["calibration"], recipe.calibration_split)
+    texts = [text_of(row) for row in islice(found, recipe.calibration_rows)]
+    where = f"the {recipe.calibration_split} split of {places['calibration']}"
+    if not texts:
+        raise HfkitError(f"calibration: {where} has no rows; choose another split")
+    if shared := sum(text in of_evaluation for text in texts):
+        raise HfkitError(f"calibration: {shared} of {len(texts)} texts of {where} are evaluated on; choose others")
+    return texts
+
+
+def _answer(recipe: Any, row: dict[str, Any]) -> str:
+    return "" if recipe.task == "classify" else reference(recipe, row)[0]
 
 
 def calibration_rows(texts: Iterable[str], tokenizer: "PreTrainedTokenizerBase", length: int, count: int) -> Tensor:

@@ -1,5 +1,6 @@
 """The recipe keys of quantization and pruning. Nothing heavy is imported: recipes are checked before torch loads."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -15,6 +16,15 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {  # of each method
     "depth": ("drop_layers", "by"),
     "width": WIDTHS,
 }
+
+
+@dataclasses.dataclass
+class TorchAo:
+    """What `method: torchao` takes."""
+
+    quant_type: str  # the name of a class of torchao.quantization, such as Int8WeightOnlyConfig
+    arguments: dict[str, Any] = dataclasses.field(default_factory=dict)  # of that class
+    modules_to_not_convert: list[str] | None = None  # beside the head, which always stays whole
 
 
 class Pruning(RecipePart):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,8 +13,13 @@ from hfkit.data.examples import pad
 from hfkit.data.packing import IGNORED
 from hfkit.distillation.data import TrainingData
 from hfkit.distillation.objective import Objective
+from hfkit.distillation.settings import OF_LAYERS
 from hfkit.distillation.teacher import INPUTS, Teacher, placed
 from hfkit.evaluation.batches import padded
+from hfkit.ranks import world_size
+from hfkit.training import roof
+from hfkit.training.callbacks import Speed, watch
+from hfkit.training.decisions import settle
 from hfkit.training.trainer import HfkitTrainer
 
 STEPS_APART = 1_000_003  # of the seeds of two runs, more than any run has steps
@@ -147,3 +153,29 @@ def student_trainer(
         asked = placed(asked, trainer.accelerator)
         trainer.teacher = Teacher(asked, objective.watched(1), objective.options(), args.torch_compile)
     return trainer
+
+
+def settled_trainer(
+    recipe: Any,
+    model: Any,
+    data: Any,
+    task_metrics: Any,
+    output: Path,
+    teacher: Callable[[], Any] | None = None,
+    width: int = 0,
+) -> tuple[Any, Any, dict[str, Any]]:
+    """The trainer of a student, with a teacher or alone; what measures its speed; and what measuring decided.
+
+    Args:
+        teacher, width: see `student_trainer`.
+    """
+    between_layers = teacher is not None and any(each.loss in OF_LAYERS for each in recipe.losses)
+    train = {"torch_compile": False, **recipe.train} if between_layers else recipe.train  # its graph would break
+    what = f"{recipe.optimizer}, learning from " + ("the data alone" if teacher is None else "its teacher")
+    args, decided = settle(train, output, model, data.alone, lambda count: f"{count} rows, {what}", data.collate_alone)
+    trainer = student_trainer(recipe, model, args, data, task_metrics, teacher, width)
+    flops = roof.training_flops_per_token(model, recipe.sequence_length)
+    tokens = int(decided["rows_a_step"] * data.tokens_a_row)
+    speed = Speed(trainer, tokens, flops, decided["roof_flops"] * world_size())
+    watch(trainer, speed, output / "metrics.jsonl")
+    return trainer, speed, decided

@@ -36,7 +36,7 @@ def compared(
     start = time.perf_counter()
     measured = {}
     for name, place in models.items():
-        say(f"  measuring {name} ({place})")
+        say(f"  measuring {name}")
         measured[name] = measure(recipe, rows, place, prompts)
     outcomes = [each.outcome for each in measured.values()]
     statistics = statistics_of(recipe, rows, outcomes)
@@ -89,7 +89,8 @@ def training_seconds(place: str) -> float | None:
 
 
 def beside_base(found: dict[str, Any]) -> dict[str, Any]:
-    """Of a comparison of two the numbers of the second, and as `base_*` those of the first."""
+    """Of a comparison the numbers of the last, and as `base_*` those of the first."""
     of_others = ("name", "place", "samples", "training_seconds")
-    base, result = ({key: value for key, value in row.items() if key not in of_others} for row in found["models"])
+    rows = found["models"][0], found["models"][-1]
+    base, result = ({key: value for key, value in row.items() if key not in of_others} for row in rows)
     return result | {f"base_{key}": value for key, value in base.items()}

@@ -70,7 +70,7 @@ def notes(found: dict[str, Any]) -> list[str]:
 # ---- on the screen
 
 
-def screen(found: dict[str, Any], names: list[str] | None = None) -> str:
+def screen(found: dict[str, Any]) -> str:
     """One line a measure and one column a model, which fits where a table of many columns does not."""
     models, lines = found["models"], [""]
     scores = score_names(models[0])
@@ -81,7 +81,8 @@ def screen(found: dict[str, Any], names: list[str] | None = None) -> str:
         if any(f"{name}_p" in row for row in models):
             tested = [f"{row[f'{name}_difference']:+.3g}" if f"{name}_p" in row else "" for row in models]
             lines.append(f"  {'  over the first':<20}" + "".join(f"{text:>{width}}" for text in tested))
-    for key, (title, form) in COLUMNS.items():
+    known = {key: value for key, value in COLUMNS.items() if models[-1][key] is not None}
+    for key, (title, form) in known.items():
         values = ["-" if row[key] is None else form(row[key]) for row in models]
         lines.append(f"  {title:<20}" + "".join(f"{value:>{width}}" for value in values))
     return "\n".join([*lines, ""])

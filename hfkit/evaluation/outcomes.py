@@ -14,7 +14,6 @@ from hfkit.evaluation.base import Statistics
 from hfkit.evaluation.generation import write
 from hfkit.evaluation.inputs import Inputs
 from hfkit.model.loading import base_quantization, load_model
-from hfkit.ranks import say
 from hfkit.training import roof
 
 
@@ -52,10 +51,6 @@ def open_model(place: str, task: str, trust_remote_code: bool) -> Any:
 
 def outcome_of(recipe: Any, model: Any, inputs: Inputs) -> Outcome:
     """What a model makes of the rows. Call it on every process."""
-    say(
-        f"  {inputs.place}, a window of {inputs.window:,} tokens"
-        + (f", {inputs.cut:,} prompts cut" if inputs.cut else "")
-    )
     tokenizer, batch_size = inputs.tokenizer, recipe.batch_size
     texts, sums = list[str](), np.zeros((0, 3))
     if recipe.task == "classify":

@@ -9,6 +9,7 @@ from hfkit.errors import HfkitError, reason
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.utils.quantization_config import QuantizationConfigMixin
 
     from hfkit.model import HfkitConfig
 
@@ -111,13 +112,22 @@ def new_config(fields: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", seq
     return HfkitConfig(**{**defaults, **fields, **special})
 
 
+def auto_class_of(config: "PretrainedConfig", task: str) -> Any:
+    """The class that opens a model of this configuration for a task."""
+    import transformers
+
+    if task == "classify":
+        return transformers.AutoModelForSequenceClassification
+    return transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
+
+
 def load_model(
     place: str,
     task: str = "generate",
     *,
     labels: list[str] | None = None,
     dtype: "torch.dtype | str" = "auto",
-    quantization: dict[str, Any] | None = None,
+    quantization: "dict[str, Any] | QuantizationConfigMixin | None" = None,
     dequantize: bool = False,
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
@@ -128,59 +138,42 @@ def load_model(
         task: `classify` gives a model with a head of classes, anything else one that generates.
         labels: the names of the classes, for a head that is made anew. By default the model's own.
         dtype: of the weights. Trainable models need float32: `auto` takes what the file has.
-        quantization: arguments of `BitsAndBytesConfig`.
+        quantization: arguments of `BitsAndBytesConfig`, or the configuration of any quantizer.
         dequantize: give the quantized base back as plain float32 weights, before it takes its adapter.
 
     Raises:
         HfkitError: if weights are missing or left over, or the adapter does not fit.
     """
-    import transformers
+    from hfkit.model.quantized import bitsandbytes_config, empty_model
 
     config = load_config(place, trust_remote_code)
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
-    if quantization is not None:
-        options["quantization_config"] = transformers.BitsAndBytesConfig(**quantization)
+    auto_class = auto_class_of(config, task)
     if task == "classify":
-        auto_class = transformers.AutoModelForSequenceClassification
         if labels is None and is_adapter(place):
             labels = list(config.id2label.values())
         if labels is not None:
             options["id2label"] = dict(enumerate(labels))
             options["label2id"] = {label: index for index, label in enumerate(labels)}
             options["num_labels"] = len(labels)
-    elif config.is_encoder_decoder:
-        auto_class = transformers.AutoModelForSeq2SeqLM
-    else:
-        auto_class = transformers.AutoModelForCausalLM
     base = base_of(place)
     try:
+        if isinstance(quantization, dict):
+            empty = empty_model(config, auto_class, trust_remote_code)
+            options["quantization_config"] = bitsandbytes_config(quantization, empty)
+        elif quantization is not None:
+            options["quantization_config"] = quantization
         model, found = auto_class.from_pretrained(base, output_loading_info=True, **options)
     except Exception as error:
         raise HfkitError(f"{base}: the model cannot be loaded: {reason(error)}") from None
     missing = [key for key in found["missing_keys"] if task != "classify" or not key.startswith(NEW_HEADS)]
     left_over = [key for key in found["unexpected_keys"] if task != "classify" or not key.startswith("lm_head.")]
     _check_keys(base, missing, [*left_over, *map(str, found["mismatched_keys"])])
-    if quantization is not None:
-        _check_blocks(model)
-        if dequantize:
-            model = model.dequantize().float()
+    if dequantize:
+        model = model.dequantize().float()
     return _with_adapter(model, place) if is_adapter(place) else model
-
-
-def _check_blocks(model: Any) -> None:
-    """bitsandbytes' 4-bit kernel for CPUs fails in its first forward pass where blocks run over the ends of rows."""
-    from bitsandbytes.nn import Linear4bit
-
-    for name, module in model.named_modules():
-        if isinstance(module, Linear4bit) and module.weight.device.type == "cpu":
-            block = module.weight.quant_state.blocksize
-            if module.in_features % block:
-                raise HfkitError(
-                    f"quantization: {name} has {module.in_features} inputs, and 4-bit weights on a CPU need a "
-                    f"multiple of {block}; use load_in_8bit, or a model of such sizes"
-                )
 
 
 def _with_adapter(model: "PreTrainedModel", place: str) -> Any:

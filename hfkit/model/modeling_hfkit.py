@@ -87,8 +87,11 @@ class HfkitSinusoidalEmbedding(nn.Module):
         return torch.cat((angles.sin(), angles.cos()), dim=-1)  # (batch, sequence, hidden)
 
 
-class HfkitResidualProjection(nn.Linear):
-    """A linear map that writes into the residual stream."""
+def residual_projection(in_features: int, out_features: int) -> nn.Linear:
+    """A linear map that writes into the residual stream. Quantizers look for `nn.Linear` itself: it is no class."""
+    linear = nn.Linear(in_features, out_features, bias=False)
+    linear.writes_residual = True
+    return linear
 
 
 class HfkitMLP(nn.Module):
@@ -98,7 +101,7 @@ class HfkitMLP(nn.Module):
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = HfkitResidualProjection(config.intermediate_size, config.hidden_size, bias=False)
+        self.down_proj = residual_projection(config.intermediate_size, config.hidden_size)
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -153,9 +156,7 @@ class HfkitAttention(nn.Module):
         self.q_proj = nn.Linear(config.hidden_size, config.num_attention_heads * self.head_dim, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * self.head_dim, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * self.head_dim, bias=False)
-        self.o_proj = HfkitResidualProjection(
-            config.num_attention_heads * self.head_dim, config.hidden_size, bias=False
-        )
+        self.o_proj = residual_projection(config.num_attention_heads * self.head_dim, config.hidden_size)
         self.q_norm = HfkitRMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = HfkitRMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
 
@@ -242,7 +243,7 @@ class HfkitPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        if isinstance(module, HfkitResidualProjection) and self.config.residual_initialization != "normal":
+        if getattr(module, "writes_residual", False) and self.config.residual_initialization != "normal":
             scaled = self.config.residual_initialization == "scaled"
             std = self.config.initializer_range / (2 * self.config.num_hidden_layers) ** 0.5 if scaled else 0.0
             init.normal_(module.weight, mean=0.0, std=std)

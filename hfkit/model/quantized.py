@@ -6,9 +6,12 @@ import torch
 from torch import nn
 from transformers.quantizers.base import get_keys_to_not_convert
 
+from hfkit.errors import HfkitError
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
+BLOCK = 64  # weights of bitsandbytes' 4-bit schemes that share a scale
 HEADS = ("lm_head", "score", "classifier", "classification_head")
 
 
@@ -27,11 +30,28 @@ def whole_modules(model: "PreTrainedModel") -> list[str]:
 
 def bitsandbytes_config(quantization: dict[str, Any], model: "PreTrainedModel") -> Any:
     """`BitsAndBytesConfig` of a recipe's section, whose list of modules to skip adds to `whole_modules`: as it is, it
-    would replace them, and the head would be quantized (transformers #45674)."""
+    would replace them, and the head would be quantized (transformers #45674).
+
+    Raises:
+        HfkitError: for a model whose sizes the scheme cannot take on this machine.
+    """
     from transformers import BitsAndBytesConfig
 
     skipped = {*whole_modules(model), *(quantization.get("llm_int8_skip_modules") or [])}
+    if quantization.get("load_in_4bit") and not torch.cuda.is_available():
+        _check_blocks(model, skipped)
     return BitsAndBytesConfig(**{**quantization, "llm_int8_skip_modules": sorted(skipped)})
+
+
+def _check_blocks(model: "PreTrainedModel", skipped: set[str]) -> None:
+    """bitsandbytes' 4-bit kernel for CPUs fails in its first forward pass where blocks run over the ends of rows."""
+    for name, module in model.named_modules():
+        is_left_out = any(part in skipped for part in (name, name.split(".")[-1]))
+        if isinstance(module, nn.Linear) and not is_left_out and module.in_features % BLOCK:
+            raise HfkitError(
+                f"quantization: {name} has {module.in_features} inputs, and 4-bit weights on a CPU need a multiple of "
+                f"{BLOCK}; use load_in_8bit, or a model of such sizes"
+            )
 
 
 def quantized_modules(model: nn.Module) -> list[str]:

@@ -1,7 +1,7 @@
 """Distil a teacher into a smaller student, and tell what that was worth."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,7 +9,7 @@ import pydantic
 
 from hfkit.data.tasks import TaskRecipe
 from hfkit.data.tokenizer import load_tokenizer
-from hfkit.distillation.settings import OF_LAYERS, FromTeacher, Loss, Targets
+from hfkit.distillation.settings import FromTeacher, Loss, Targets
 from hfkit.ranks import on_main, say
 from hfkit.recipe import Input, Section, StageRecipe
 from hfkit.training.settings import TRAIN, BadSteps
@@ -94,6 +94,7 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     from hfkit.distillation.data import training_data
     from hfkit.distillation.student import make_student
     from hfkit.distillation.teacher import load_teacher
+    from hfkit.distillation.trainer import settled_trainer
     from hfkit.training import checkpoints, roof
     from hfkit.training.report import save
     from hfkit.training.task_metrics import TaskMetrics
@@ -119,7 +120,7 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     task_metrics = TaskMetrics(recipe, places["data"], tokenizer, args.per_device_train_batch_size)
     model = student()
     checks.warn_of_small_teacher(recipe, places["teacher"], model)
-    trainer, speed, decided = _trainer(recipe, model, data, task_metrics, output, teacher, width)
+    trainer, speed, decided = settled_trainer(recipe, model, data, task_metrics, output, teacher, width)
     if checkpoint:
         say(f"  going on from {checkpoint}")
     trainer.train(resume_from_checkpoint=checkpoint or None)
@@ -139,38 +140,11 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     return metrics
 
 
-def _trainer(
-    recipe: Recipe,
-    model: Any,
-    data: Any,
-    task_metrics: Any,
-    output: Path,
-    teacher: Callable[[], Any] | None = None,
-    width: int = 0,
-) -> tuple[Any, Any, dict[str, Any]]:
-    """The trainer of a student, with a teacher or alone; what measures its speed; and what measuring decided."""
-    from hfkit.distillation.trainer import student_trainer
-    from hfkit.ranks import world_size
-    from hfkit.training import roof
-    from hfkit.training.callbacks import Speed, watch
-    from hfkit.training.decisions import settle
-
-    between_layers = teacher is not None and any(each.loss in OF_LAYERS for each in recipe.losses)
-    train = {"torch_compile": False, **recipe.train} if between_layers else recipe.train  # its graph would break
-    what = f"{recipe.optimizer}, learning from " + ("the data alone" if teacher is None else "its teacher")
-    args, decided = settle(train, output, model, data.alone, lambda count: f"{count} rows, {what}", data.collate_alone)
-    trainer = student_trainer(recipe, model, args, data, task_metrics, teacher, width)
-    flops = roof.training_flops_per_token(model, recipe.sequence_length)
-    tokens = int(decided["rows_a_step"] * data.tokens_a_row)
-    speed = Speed(trainer, tokens, flops, decided["roof_flops"] * world_size())
-    watch(trainer, speed, output / "metrics.jsonl")
-    return trainer, speed, decided
-
-
 def _alone(recipe: Recipe, model: Any, data: Any, task_metrics: Any, output: Path) -> dict[str, float]:
     """The scores of the student trained without its teacher, in a folder of its own, resumed as any run."""
     from hfkit import manifest
     from hfkit.distillation import report
+    from hfkit.distillation.trainer import settled_trainer
     from hfkit.training import checkpoints
 
     folder = output / report.ALONE
@@ -184,6 +158,6 @@ def _alone(recipe: Recipe, model: Any, data: Any, task_metrics: Any, output: Pat
         return str(checkpoints.newest(folder) or "")
 
     checkpoint = on_main("resume alone", prepare)
-    trainer, _, _ = _trainer(recipe, model, data, task_metrics, folder)
+    trainer, _, _ = settled_trainer(recipe, model, data, task_metrics, folder)
     trainer.train(resume_from_checkpoint=checkpoint or None)
     return report.scores(trainer, data, task_metrics)

@@ -78,10 +78,12 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     # What the models make of it
     found, benchmarks = {}, {}
     for key, place in models.items():
+        window, cut = inputs[key].window, inputs[key].cut
+        say(f"  {place}, a window of {window:,} tokens" + (f", {cut:,} prompts cut" if cut else ""))
         model = outcomes.open_model(place, recipe.task, recipe.trust_remote_code)
         found[key] = outcomes.outcome_of(recipe, model, inputs[key])
         if recipe.benchmarks is not None:
-            of_model, tokenizer, window = model, inputs[key].tokenizer, inputs[key].window
+            of_model, tokenizer = model, inputs[key].tokenizer
             benchmarks[key] = on_main("benchmarks", lambda: harness.run(recipe, of_model, tokenizer, window))  # noqa: B023
 
     # What that is worth

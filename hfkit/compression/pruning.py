@@ -1,0 +1,87 @@
+"""A model with less in it: weights set to zero, or layers and channels taken away."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from hfkit.compression.calibration import calibration_rows, prune_weights, sparsity_of
+from hfkit.compression.importance import activation_importance, layers_to_drop
+from hfkit.compression.masks import parse_sparsity
+from hfkit.compression.settings import WIDTHS, Pruning
+from hfkit.compression.structure import check_slice, layers_name, sliced
+from hfkit.errors import HfkitError
+from hfkit.model.loading import auto_class_of, is_adapter, load_config
+from hfkit.model.quantized import empty_model
+
+
+def problems_with(recipe: Any, place: str) -> Iterator[tuple[str, str]]:
+    """Why the model at `place` cannot be pruned as a recipe says, from its configuration.
+
+    Raises:
+        HfkitError: if there is none that can be read.
+    """
+    config, pruning = load_config(place, recipe.trust_remote_code), recipe.pruning
+    if getattr(config, "quantization_config", None) is not None and not is_adapter(place):
+        yield "model", f"{place}: is quantized, and its weights cannot be pruned; name the model that it was made from"
+    elif pruning.method == "depth" and pruning.drop_layers >= config.get_text_config().num_hidden_layers:
+        depth = config.get_text_config().num_hidden_layers
+        rule = f"must be below the model's {depth} layers, got {pruning.drop_layers}"
+        yield "pruning.drop_layers", f"{rule}; one at least must stay"
+    elif pruning.method == "depth":
+        for _, problem in check_slice(config, layers=[0]):
+            yield "pruning.method", problem
+    elif pruning.method == "width":
+        for key, problem in check_slice(config, **_widths(pruning)):
+            yield f"pruning.{key}", problem
+    elif group := parse_sparsity(pruning.sparsity).group:
+        yield from _check_groups(recipe, config, group)
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if longest is not None and recipe.sequence_length > longest:
+        yield "sequence_length", f"must be at most the model's {longest} positions, got {recipe.sequence_length}"
+
+
+def _check_groups(recipe: Any, config: Any, group: int) -> Iterator[tuple[str, str]]:
+    empty = empty_model(config, auto_class_of(config, recipe.task), recipe.trust_remote_code)
+    for name, module in empty.get_submodule(layers_name(empty)).named_modules():
+        if isinstance(module, nn.Linear) and module.in_features % group:
+            rule = f"{recipe.pruning.sparsity} needs matrices whose inputs are a multiple of {group}"
+            yield "pruning.sparsity", f"{rule}, and {name} has {module.in_features}; use a share such as 0.5"
+            return
+
+
+def prune(model: Any, pruning: Pruning, texts: list[str], tokenizer: Any, length: int, count: int) -> tuple[Any, dict]:
+    """The pruned model, and what is to be said of it. With masks it is the same model, changed in place.
+
+    Args:
+        texts: to see what the parts of the model do; none for magnitude.
+        length, count: tokens of a row of them, and the most rows.
+
+    Returns:
+        The model, and `zeros` (the share of the masked matrices' weights) or `kept_layers` or the widths.
+    """
+    rows = calibration_rows(texts, tokenizer, length, count) if texts else None
+    if pruning.is_mask:
+        prune_weights(model, rows, pruning.method, parse_sparsity(pruning.sparsity))  # type: ignore[arg-type]
+        shares, modules = sparsity_of(model), dict(model.named_modules())
+        sizes = {name: modules[name].weight.numel() for name in shares}
+        return model, {"zeros": sum(shares[name] * sizes[name] for name in shares) / sum(sizes.values())}
+    assert rows is not None, f"{pruning.method} looks at text"
+    if pruning.method == "width":
+        return sliced(model, **_widths(pruning), importance=activation_importance(model, rows)), _widths(pruning)
+    dropped = layers_to_drop(model, rows, pruning.drop_layers or 0, pruning.by or "block_influence")
+    kept = [layer for layer in range(model.config.num_hidden_layers) if layer not in dropped]
+    return sliced(model, layers=kept), {"kept_layers": kept}
+
+
+def _widths(pruning: Pruning) -> dict[str, Any]:
+    return {name: getattr(pruning, name) for name in WIDTHS if getattr(pruning, name) is not None}
+
+
+def refuse(recipe: Any, place: str) -> None:
+    """
+    Raises:
+        HfkitError: with what `problems_with` finds.
+    """
+    if found := list(problems_with(recipe, place)):
+        raise HfkitError(*(f"{key}: {problem}" for key, problem in found))

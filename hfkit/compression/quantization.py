@@ -1,0 +1,160 @@
+"""Weights in few bits, by the quantizers of transformers: what runs here, what it promises, the folder it makes."""
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from torch import nn
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+from transformers.quantizers.base import HfQuantizer
+
+from hfkit.errors import HfkitError, did_you_mean, reason
+from hfkit.model.loading import auto_class_of, is_adapter, load_config, load_model
+from hfkit.model.quantized import bitsandbytes_config, empty_model, quantized_modules, whole_modules
+
+PACKAGES = {"gptq": ("gptqmodel", "optimum"), "hqq": ("hqq",), "torchao": ("torchao",)}
+ROOM = 1.02  # of the promised bytes, for what a file says of itself
+
+
+class Scheme(NamedTuple):
+    """What quantized weights take on disk: the bits of each, and what comes beside them.
+
+    Args:
+        group: so many weights of a row share a scale; None for all of them.
+        group_bytes: of that scale, and of what else is kept for the group.
+        matrix_bytes: what comes with each matrix.
+    """
+
+    bits: int
+    group: int | None
+    group_bytes: float
+    matrix_bytes: int
+
+    def bytes_of(self, linear: nn.Linear) -> float:
+        groups = linear.out_features * -(-linear.in_features // (self.group or linear.in_features))
+        return linear.weight.numel() * self.bits / 8 + groups * self.group_bytes + self.matrix_bytes
+
+
+def scheme_of(method: str, options: dict[str, Any]) -> Scheme:
+    """What the format of a method promises."""
+    if method == "bitsandbytes" and options.get("load_in_8bit"):
+        return Scheme(8, None, 4, 64)
+    if method == "bitsandbytes":  # a float32 for each block; or one byte, and a float32 for each 256 of those
+        return Scheme(4, 64, 1 + 4 / 256 if options.get("bnb_4bit_use_double_quant") else 4, 2048)
+    if method == "torchao":
+        return Scheme(
+            4 if "Int4" in options["quant_type"] else 8, 32 if "Int4" in options["quant_type"] else None, 8, 64
+        )
+    return Scheme(options["bits"], options.get("group_size", 128), 8, 4096)  # gptq keeps the group of each input too
+
+
+def problems(method: str, options: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Why a method does not run here."""
+    if method == "bitsandbytes":
+        if bool(options.get("load_in_8bit")) == bool(options.get("load_in_4bit")):
+            yield "quantization", "must say either load_in_8bit: true or load_in_4bit: true"
+        return
+    missing = [name for name in PACKAGES.get(method, ()) if importlib.util.find_spec(name) is None]
+    if method != "gptq" and AUTO_QUANTIZER_MAPPING[method].get_quantize_ops is HfQuantizer.get_quantize_ops:
+        version = f"transformers {transformers.__version__}"
+        yield "method", f"{method}: {version} loads such models, but makes none; use bitsandbytes, torchao or gptq"
+    elif missing:
+        yield "method", f"{method}: needs {' and '.join(missing)}: pip install 'hfkit[{method}]'"
+    elif method == "torchao":
+        import torchao.quantization
+
+        kinds = [name for name in vars(torchao.quantization) if name.endswith("Config")]
+        if (name := options["quant_type"]) not in kinds:
+            yield "quantization.quant_type", f"{name!r}: torchao has no such class, {did_you_mean(name, kinds)}"
+
+
+def problems_with(recipe: Any, place: str) -> Iterator[tuple[str, str]]:
+    """Why the model at `place` cannot be quantized as a recipe says, from its configuration.
+
+    Raises:
+        HfkitError: if there is none that can be read.
+    """
+    config = load_config(place, recipe.trust_remote_code)
+    if not is_adapter(place) and getattr(config, "quantization_config", None) is not None:
+        yield "model", f"{place}: is quantized already; name the model that it was made from"
+    elif recipe.method == "bitsandbytes":
+        empty = empty_model(config, auto_class_of(config, recipe.task), recipe.trust_remote_code)
+        try:
+            bitsandbytes_config(recipe.quantization, empty)
+        except HfkitError as error:
+            yield "quantization", str(error).removeprefix("quantization: ")
+
+
+def quantize(place: str, output: Path, recipe: Any, texts: list[str], tokenizer: Any) -> dict[str, Any]:
+    """Write the quantized model and its tokenizer.
+
+    Args:
+        place: a whole model, no adapter.
+        texts: for a method that looks at some.
+
+    Returns:
+        `quantized_modules`, `whole_modules` (linear maps that stay as they are), `promised_bytes`, `weight_bytes`.
+
+    Raises:
+        HfkitError: if the method refuses the model, left it whole, or does not keep what its format promises.
+    """
+    method, trust = recipe.method, recipe.trust_remote_code
+    config = load_config(place, trust)
+    empty = empty_model(config, auto_class_of(config, recipe.task), trust)
+    settings = _settings(method, recipe.quantization, empty, tokenizer, texts)
+    model: Any = load_model(place, recipe.task, dtype=torch.bfloat16, quantization=settings, trust_remote_code=trust)
+    done = quantized_modules(model)
+    left = [name for name, module in empty.named_modules() if isinstance(module, nn.Linear) and name not in done]
+    if not done:
+        raise HfkitError(f"method: {method} left every matrix of {place} whole; use another method")
+    if heads := sorted(set(done) & set(whole_modules(empty))):
+        raise HfkitError(f"method: {method} has quantized {', '.join(heads)}, which should stay whole; use another")
+    if method == "gptq":
+        model.config.quantization_config.dataset = None  # or else the texts themselves would stand in config.json
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+
+    size = sum(path.stat().st_size for path in output.glob("*.safetensors"))
+    promised = promised_bytes(empty, done, scheme_of(method, recipe.quantization))
+    if size > promised * ROOM:
+        told = f"{size:,} bytes of weights were written, and {method} promises {promised:,.0f}"
+        raise HfkitError(f"quantization: {told}; use another scheme")
+    return {"quantized_modules": done, "whole_modules": left, "promised_bytes": promised, "weight_bytes": size}
+
+
+def promised_bytes(empty: nn.Module, quantized: list[str], scheme: Scheme) -> int:
+    """What weights should take on disk: those of `quantized` by the scheme, all others in 16 bit, tied ones once."""
+    modules = dict(empty.named_modules())
+    of_quantized = {f"{name}.weight" for name in quantized}
+    tied = set(getattr(empty, "all_tied_weights_keys", {}))
+    rest = sum(
+        2 * parameter.numel()
+        for name, parameter in empty.named_parameters(remove_duplicate=False)
+        if name not in of_quantized and name not in tied
+    )
+    headers = 128 * len(list(empty.parameters()))  # names, shapes and places of the tensors
+    return round(sum(scheme.bytes_of(modules[name]) for name in quantized) + rest + headers)
+
+
+def _settings(method: str, options: dict[str, Any], empty: Any, tokenizer: Any, texts: list[str]) -> Any:
+    """The configuration of a method for a model, whose list of modules to skip adds to those that stay whole."""
+    whole = whole_modules(empty)
+    try:
+        if method == "bitsandbytes":
+            return bitsandbytes_config(options, empty)
+        if method == "torchao":
+            import torchao.quantization
+
+            kind = getattr(torchao.quantization, options["quant_type"])(**options.get("arguments", {}))
+            skipped = [*whole, *(options.get("modules_to_not_convert") or [])]
+            return transformers.TorchAoConfig(kind, modules_to_not_convert=skipped)
+        if method == "hqq":
+            return transformers.HqqConfig(
+                **{**options, "skip_modules": [*whole, *(options.get("skip_modules") or [])]}
+            )
+        return transformers.GPTQConfig(**options, tokenizer=tokenizer, dataset=texts)
+    except (TypeError, ValueError, AssertionError, ImportError) as error:
+        raise HfkitError(f"quantization: {reason(error)}; correct the arguments of {method}") from None

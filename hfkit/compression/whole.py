@@ -1,0 +1,38 @@
+"""A model to be made smaller, with all its weights in one folder."""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hfkit import manifest
+from hfkit.data.tokenizer import load_tokenizer
+from hfkit.model.loading import base_quantization, is_adapter
+from hfkit.ranks import say
+from hfkit.training import adapters
+
+
+@contextlib.contextmanager
+def whole(place: str, task: str, beside: Path) -> Iterator[tuple[str, dict[str, float]]]:
+    """A folder or id of the model; an adapter is merged into its base, in a folder that is there for so long.
+
+    Yields:
+        The place, and the `merge_drift` of an adapter, see `adapters.merge`.
+    """
+    if not is_adapter(place):
+        yield place, {}
+        return
+    folder = beside / f".merged{manifest.PARTIAL}"
+    shutil.rmtree(folder, ignore_errors=True)
+    tokenizer: Any = load_tokenizer(place, "classify" if task == "classify" else "generate")
+    ids = torch.arange(adapters.DRIFT_TOKENS)[None] % len(tokenizer)
+    drift = adapters.merge(Path(place), folder, task, base_quantization(place), ids)
+    tokenizer.save_pretrained(folder)
+    say(f"  the adapter is merged into its base: its logits are off by {drift:.2g} of what it changes in the base's")
+    try:
+        yield str(folder), {"merge_drift": drift}
+    finally:
+        shutil.rmtree(folder)

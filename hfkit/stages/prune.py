@@ -1,0 +1,156 @@
+"""Prune a model, train it to recover, and tell what that has cost and saved."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+from hfkit.compression.settings import Pruning, Recover, check_calibration, check_recover
+from hfkit.errors import HfkitError
+from hfkit.evaluation import accept
+from hfkit.evaluation.accept import Accept
+from hfkit.evaluation.settings import ScoredRecipe
+from hfkit.ranks import on_main, say
+from hfkit.recipe import Input, StageRecipe, is_there
+from hfkit.training.settings import TRAIN, BadSteps
+
+MAKES, DISTRIBUTED = "model", True
+PRUNED = "pruned"  # the folder of the pruned model while it recovers
+
+
+class Recipe(ScoredRecipe):
+    """A model with weights set to zero, or with fewer layers or channels; with `recover:` trained after that."""
+
+    stage: Literal["prune"]
+    model: Annotated[str, Input("model")]
+    data: Annotated[str, Input("data set")] = pydantic.Field(
+        description="Its test split scores the models, its training split is what a recovery learns from."
+    )
+    pruning: Pruning
+    calibration: Annotated[str | None, Input("data set")] = pydantic.Field(
+        None, description="The text that shows which parts count, never that of the evaluation. Not for magnitude."
+    )
+    calibration_split: Literal["train", "validation", "test"] = "train"
+    calibration_rows: int = pydantic.Field(128, ge=1, description="Rows of `sequence_length` tokens of that text.")
+    sequence_length: int = pydantic.Field(512, ge=8, description="Tokens in a row.")
+    recover: Recover | None = None
+    train: Annotated[dict[str, Any] | None, TRAIN] = None
+    bad_steps: BadSteps = pydantic.Field(BadSteps(), description="What to do about steps whose numbers are bad.")
+    accept: Accept = {}
+
+    @pydantic.model_validator(mode="after")
+    def _keys_that_fit(self) -> "Recipe":
+        if self.recover is not None and self.train is None:
+            raise ValueError("recover=...: says not for how long; add `train:` with max_steps or num_train_epochs")
+        if self.recover is None and self.train is not None:
+            raise ValueError("train=...: nothing is trained; add `recover: {}`, or delete the key")
+        if self.recover is not None and self.task == "classify":
+            raise ValueError("recover=...: classifiers are not recovered here; fine-tune the result")
+        return self
+
+
+def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> Iterator[tuple[str, str]]:
+    """What can be known before a weight is loaded."""
+    from hfkit.compression import pruning
+    from hfkit.evaluation import checks
+
+    yield from check_calibration(recipe, places, recipe.pruning.needs_data, recipe.pruning.method)
+    if recipe.recover is not None:
+        yield from check_recover(recipe.recover)
+    if is_there(places["model"], recipes.get("model")):
+        try:
+            yield from pruning.problems_with(recipe, places["model"])
+        except HfkitError as error:
+            yield "model", str(error)
+            return
+    yield from checks.of_scoring(recipe, places, recipes, {"model": places["model"]})
+    known = [*accept.score_names(recipe.chosen), *accept.COSTS]
+    yield from accept.problems(recipe.accept, known, known, "the model before")
+
+
+def external(recipe: Recipe) -> dict[str, Any]:
+    return {}
+
+
+def describe(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> dict[str, Any]:
+    said = recipe.pruning.model_dump(exclude_none=True)
+    losses = recipe.recover.losses if recipe.recover else []
+    recovery = " + ".join(f"{each.weight:g} {each.loss}" for each in losses) or "none"
+    return {"pruning": ", ".join(f"{key}={value}" for key, value in said.items()), "recovery": recovery}
+
+
+def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
+    from transformers.utils import logging
+
+    from hfkit.compression import pruning
+    from hfkit.evaluation import checks, outcomes
+
+    # Everything that can be wrong with what is there now, before a weight is loaded
+    logging.disable_progress_bar()
+    rows = outcomes.rows_of(recipe, places["data"])
+    pruning.refuse(recipe, places["model"])
+    checks.refuse(recipe, rows, {"model": places["model"]})
+
+    # The pruned model; a recovery that goes on finds it there
+    facts = on_main("prune", lambda: _prune(recipe, places, rows, output))
+    models = {"before": places["model"], "pruned": str(output / PRUNED)}
+    if recipe.pruning.is_mask:
+        say(f"  {facts['zeros']:.1%} of the matrices' weights are 0: sparse, same size, same speed")
+
+    # The training after that
+    if recipe.recover is not None:
+        from hfkit.compression.recovery import recover
+
+        say("\n  Recovering, with the model before as the teacher" if recipe.recover.has_teacher else "\n  Recovering")
+        facts |= recover(recipe, output / PRUNED, places, output)
+        models["recovered"] = str(output)
+
+    # Beside the model that it was
+    return on_main("close", lambda: _close(recipe, rows, models, facts, output))
+
+
+def _prune(recipe: Recipe, places: dict[str, str], rows: list[dict[str, Any]], output: Path) -> dict[str, Any]:
+    """Make the folder of the pruned model, unless it is there. Returns what is to be said of it."""
+    from hfkit import manifest
+    from hfkit.compression import calibration, pruning
+    from hfkit.compression.whole import whole
+    from hfkit.data.tokenizer import load_tokenizer
+    from hfkit.evaluation.outcomes import open_model
+
+    folder = output / PRUNED
+    if (known := manifest.read_json(folder, "pruning.json")) is not None:
+        return known
+    with manifest.new_folder(folder) as work, whole(places["model"], recipe.task, output) as (place, drift):
+        texts = calibration.texts_of(recipe, places, rows) if recipe.calibration is not None else []
+        tokenizer = load_tokenizer(place, "classify" if recipe.task == "classify" else "generate")
+        model = open_model(place, recipe.task, recipe.trust_remote_code)
+        size = recipe.sequence_length, recipe.calibration_rows
+        model, facts = pruning.prune(model, recipe.pruning, texts, tokenizer, *size)
+        model.save_pretrained(work)
+        tokenizer.save_pretrained(work)
+        manifest.write_json(work / "pruning.json", facts | drift)
+    return facts | drift
+
+
+def _close(
+    recipe: Recipe, rows: list[dict[str, Any]], models: dict[str, str], facts: dict[str, Any], output: Path
+) -> dict[str, Any]:
+    """Measure the models, and leave the last one alone in the folder."""
+    import shutil
+
+    from hfkit.evaluation import comparison, comparison_report
+
+    found = comparison.compared(recipe, rows, models)
+    say(comparison_report.screen(found))
+    metrics = comparison.beside_base(found) | facts
+    if recipe.recover is not None:
+        scores = comparison_report.score_names(found["models"][1])
+        metrics |= {f"unrecovered_{name}": found["models"][1][name] for name in scores}
+    else:
+        for path in (output / PRUNED).iterdir():
+            path.replace(output / path.name)
+    shutil.rmtree(output / PRUNED)
+    (output / "pruning.json").unlink(missing_ok=True)
+    base = {key.removeprefix("base_"): value for key, value in metrics.items() if key.startswith("base_")}
+    return metrics | {"accept": accept.judged(recipe.accept, metrics, base)}

@@ -1,0 +1,107 @@
+"""Quantize a model to 8 or 4 bit, and tell what that has cost and saved."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+from hfkit.compression.settings import check_calibration
+from hfkit.errors import HfkitError
+from hfkit.evaluation import accept
+from hfkit.evaluation.accept import Accept
+from hfkit.evaluation.settings import ScoredRecipe
+from hfkit.ranks import say
+from hfkit.recipe import Input, Section, StageRecipe, is_there
+
+MAKES, DISTRIBUTED = "model", False
+_BY_HFKIT = "it is made of `calibration`"
+
+
+class Recipe(ScoredRecipe):
+    """A model whose weights have few bits. An adapter is merged into its base first. The head stays whole."""
+
+    stage: Literal["quantize"]
+    model: Annotated[str, Input("model")]
+    data: Annotated[str, Input("data set")] = pydantic.Field(description="What both models are scored on.")
+    method: Literal["bitsandbytes", "gptq", "awq", "hqq", "torchao"] = "bitsandbytes"
+    quantization: Annotated[
+        dict[str, Any],
+        Section(
+            "transformers.BitsAndBytesConfig",
+            (("quant_method", "it is `method`"), ("tokenizer", "it is the model's"), ("dataset", _BY_HFKIT)),
+            chosen_by="method",
+            variants=(
+                ("gptq", "transformers.GPTQConfig"),
+                ("torchao", "hfkit.compression.settings.TorchAo"),
+                ("awq", ""),
+                ("hqq", ""),
+            ),
+        ),
+    ]
+    calibration: Annotated[str | None, Input("data set")] = pydantic.Field(
+        None, description="The text that gptq fits the weights to, never that of the evaluation."
+    )
+    calibration_split: Literal["train", "validation", "test"] = "train"
+    calibration_rows: int = pydantic.Field(128, ge=1, description="Documents of that text.")
+    accept: Accept = {}
+
+
+def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> Iterator[tuple[str, str]]:
+    """What can be known before a weight is loaded."""
+    from hfkit.compression import quantization
+    from hfkit.evaluation import checks
+
+    yield from quantization.problems(recipe.method, recipe.quantization)
+    yield from check_calibration(recipe, places, recipe.method == "gptq", recipe.method)
+    if is_there(places["model"], recipes.get("model")):
+        try:
+            yield from quantization.problems_with(recipe, places["model"])
+        except HfkitError as error:
+            yield "model", str(error)
+            return
+    yield from checks.of_scoring(recipe, places, recipes, {"model": places["model"]})
+    known = [*accept.score_names(recipe.chosen), *accept.COSTS]
+    yield from accept.problems(recipe.accept, known, known, "the model before")
+
+
+def external(recipe: Recipe) -> dict[str, Any]:
+    return {}
+
+
+def describe(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> dict[str, Any]:
+    scheme = ", ".join(f"{key}={value}" for key, value in recipe.quantization.items())
+    return {"method": recipe.method, "scheme": scheme, "scored by": ", ".join(recipe.chosen)}
+
+
+def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
+    from transformers.utils import logging
+
+    from hfkit.compression import calibration, quantization
+    from hfkit.compression.whole import whole
+    from hfkit.data.tokenizer import load_tokenizer
+    from hfkit.evaluation import checks, comparison, comparison_report, outcomes
+
+    # Everything that can be wrong with what is there now, before a weight is loaded
+    logging.disable_progress_bar()
+    rows = outcomes.rows_of(recipe, places["data"])
+    for key, problem in quantization.problems_with(recipe, places["model"]):
+        raise HfkitError(f"{key}: {problem}")
+    checks.refuse(recipe, rows, {"model": places["model"]})
+    texts = calibration.texts_of(recipe, places, rows) if recipe.calibration is not None else []
+
+    # The model
+    with whole(places["model"], recipe.task, output) as (place, drift):
+        tokenizer = load_tokenizer(place, "classify" if recipe.task == "classify" else "generate")
+        facts = quantization.quantize(place, output, recipe, texts, tokenizer)
+    modules, left = len(facts["quantized_modules"]), facts["whole_modules"]
+    say(f"  {modules} matrices quantized; whole: {', '.join(left) or 'none'}")
+    sizes = [f"{facts[name] / 1e6:,.2f}" for name in ("weight_bytes", "promised_bytes")]
+    say("  {} MB of weights, {} by the format".format(*sizes))
+
+    # Beside the model that it was
+    found = comparison.compared(recipe, rows, {"before": places["model"], "quantized": str(output)})
+    say(comparison_report.screen(found))
+    metrics = comparison.beside_base(found) | facts | drift
+    base = {key.removeprefix("base_"): value for key, value in metrics.items() if key.startswith("base_")}
+    return metrics | {"accept": accept.judged(recipe.accept, metrics, base)}
