@@ -87,7 +87,7 @@ class HoldMasks(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        weights = [self.model.get_submodule(name).weight for name in sparsity_of(self.model)]  # type: ignore[arg-type]
+        weights: list[Any] = [self.model.get_submodule(name).weight for name in sparsity_of(self.model)]
         self.kept = [(weight, weight != 0) for weight in weights]
 
     @torch.no_grad()

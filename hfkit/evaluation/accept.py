@@ -19,6 +19,13 @@ COSTS = (
     "tokens_per_second",
     "tokens_per_second_batch_8",
 )
+# What a training of each task measures on its test split.
+OF_TOKENS = ("loss", "perplexity", "bits_per_byte")
+OF_TRAINING = {
+    "text": OF_TOKENS,
+    **dict.fromkeys(("generate", "chat"), (*OF_TOKENS, "rouge1", "rouge2", "rougeL", "bleu", "exact_match")),
+    "classify": ("loss", "accuracy", "f1"),
+}
 # The scores that each metric gives, where their names are others than its own.
 SCORES = {
     "rouge": ("rouge1", "rouge2", "rougeL", "rougeLsum"),

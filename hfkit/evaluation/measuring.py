@@ -4,18 +4,22 @@ import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from logging import ERROR, getLogger
+from pathlib import Path
 from typing import Any, NamedTuple
 
 getLogger("bitsandbytes").setLevel(ERROR)  # it speaks of kernels that it could not load
 import bitsandbytes  # noqa: E402, F401 or else the first quantized model takes the time to load it
 
+from hfkit.data import corpus  # noqa: E402
 from hfkit.data.tasks import prompt_ids  # noqa: E402
 from hfkit.errors import HfkitError  # noqa: E402
-from hfkit.evaluation import costs  # noqa: E402
+from hfkit.evaluation import accept, costs  # noqa: E402
 from hfkit.evaluation.generation import generate  # noqa: E402
 from hfkit.evaluation.inputs import Inputs, inputs_of  # noqa: E402
 from hfkit.evaluation.outcomes import Outcome, open_model, outcome_of  # noqa: E402
+from hfkit.evaluation.settings import ScoredRecipe  # noqa: E402
 
 SAMPLES, SAMPLE_WORDS, SAMPLE_TOKENS = 3, 12, 48
 
@@ -54,6 +58,26 @@ def measure(recipe: Any, rows: list[dict[str, Any]], place: str, prompts: list[s
             return pool.submit(_measure, recipe, rows, place, prompts).result()
     except BrokenProcessPool:
         raise HfkitError(f"{place}: the process that measured it was ended, most likely for want of memory") from None
+
+
+def costs_of(recipe: Any, place: str, data: str) -> dict[str, float | None]:
+    """`accept.COSTS` of the model at `place`, that does the task of a recipe on prepared data."""
+    names = ("stage", "task", "prompt", "completion", "messages", "label", "trust_remote_code")
+    scored = ScoredRecipe(data=None, **{name: getattr(recipe, name) for name in names})
+    return measure(scored, list(islice(corpus.rows(data, "test"), SAMPLES)), place).costs
+
+
+def judge(recipe: Any, metrics: dict[str, Any], base: dict[str, Any], places: dict[str, str], result: Path) -> list:
+    """The limits of a training's recipe beside what was measured; where they are on costs, these are measured now.
+
+    Args:
+        base: what was measured of the model that `x base` means.
+        places: with `data` and `model`, that model.
+    """
+    if not set(recipe.accept) & set(accept.COSTS):
+        return accept.judged(recipe.accept, metrics, base)
+    own, other = (costs_of(recipe, place, places["data"]) for place in (str(result), places["model"]))
+    return accept.judged(recipe.accept, metrics | own, base | other)
 
 
 def _measure(recipe: Any, rows: list[dict[str, Any]], place: str, prompts: list[str] | None) -> Measured:

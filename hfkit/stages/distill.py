@@ -10,6 +10,8 @@ import pydantic
 from hfkit.data.tasks import TaskRecipe
 from hfkit.data.tokenizer import load_tokenizer
 from hfkit.distillation.settings import FromTeacher, Loss, Targets
+from hfkit.evaluation import accept
+from hfkit.evaluation.accept import Accept
 from hfkit.ranks import on_main, say
 from hfkit.recipe import Input, Section, StageRecipe
 from hfkit.training.settings import TRAIN, BadSteps
@@ -63,6 +65,7 @@ class Recipe(TaskRecipe):
     generation: Annotated[dict[str, Any], Section("transformers.GenerationConfig")] = {}
     trust_remote_code: bool = pydantic.Field(False, description="Run the code that comes with a model.")
     bad_steps: BadSteps = pydantic.Field(BadSteps(), description="What to do about steps whose numbers are bad.")
+    accept: Accept = {}
     train: Annotated[dict[str, Any], TRAIN]
 
 
@@ -71,6 +74,9 @@ def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe
     from hfkit.distillation import checks
 
     yield from checks.problems(recipe, places, recipes)
+    of_both = [*accept.OF_TRAINING[recipe.task], *accept.COSTS]
+    of_student = [*of_both, "retention", *(["gap_closed"] if recipe.baseline else [])]
+    yield from accept.problems(recipe.accept, of_student, of_both, "the teacher")
 
 
 def external(recipe: Recipe) -> dict[str, Any]:
@@ -137,6 +143,11 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     metrics |= report.compared(found) | data.facts
     on_main("close", lambda: report.close(output, found["teacher"]))
     say(report.summary(metrics, found, output))
+    if recipe.accept:
+        from hfkit.evaluation.measuring import judge
+
+        models = {"data": places["data"], "model": places["teacher"]}
+        metrics["accept"] = on_main("accept", lambda: judge(recipe, metrics, found["teacher"], models, output))
     return metrics
 
 

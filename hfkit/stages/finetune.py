@@ -12,6 +12,8 @@ from hfkit.data import corpus
 from hfkit.data.tasks import TaskRecipe, check_answers, check_data, check_room
 from hfkit.data.tokenizer import load_tokenizer
 from hfkit.errors import HfkitError
+from hfkit.evaluation import accept
+from hfkit.evaluation.accept import Accept
 from hfkit.ranks import on_main, say, world_size
 from hfkit.recipe import Input, Section, StageRecipe, is_there
 from hfkit.training.settings import TRAIN, BadSteps
@@ -46,6 +48,7 @@ class Recipe(TaskRecipe):
     generation: Annotated[dict[str, Any], Section("transformers.GenerationConfig")] = {}
     trust_remote_code: bool = pydantic.Field(False, description="Run the code that comes with the model.")
     bad_steps: BadSteps = pydantic.Field(BadSteps(), description="What to do about steps whose numbers are bad.")
+    accept: Accept = {}
     train: Annotated[dict[str, Any], TRAIN]
 
     @pydantic.model_validator(mode="after")
@@ -67,6 +70,8 @@ def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe
 
     problems = list(check_data(recipe, places["data"], recipes.get("data")))
     yield from problems
+    known = [*accept.OF_TRAINING[recipe.task], *accept.COSTS]
+    yield from accept.problems(recipe.accept, known, known if recipe.task != "classify" else [], "the model before")
     if problem := refuse_adapter(places["model"]):
         yield "model", problem
         return
@@ -131,6 +136,7 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     # Training
     task_metrics = TaskMetrics(recipe, places["data"], tokenizer, args.per_device_train_batch_size)
     trainer, test_rows, speed, decided = _trainer(recipe, model, tokenizer, splits, task_metrics, output)
+    base = _base_scores(recipe, trainer, test_rows, task_metrics)
     if checkpoint:
         say(f"  going on from {checkpoint}")
     trainer.train(resume_from_checkpoint=checkpoint or None)
@@ -147,7 +153,23 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
         ids = splits["train"][0]["input_ids"][None]
         metrics["merge_drift"] = on_main("merge", lambda: _merge(recipe, tokenizer, output, ids))
     say(report.task_summary(metrics, output))
+    if recipe.accept:
+        from hfkit.evaluation.measuring import judge
+
+        metrics["accept"] = on_main("accept", lambda: judge(recipe, metrics, base, places, output))
     return metrics
+
+
+def _base_scores(recipe: Recipe, trainer: Any, test_rows: Any, task_metrics: Any) -> dict[str, float]:
+    """What the model is worth before the training, where a limit is a factor of that."""
+    from hfkit.training.progress import own_random_numbers
+
+    factors = {name for name, text in recipe.accept.items() if accept.limit_of(text).is_factor}
+    if not factors - set(accept.COSTS):
+        return {}
+    with own_random_numbers(trainer.args.device):
+        found = trainer.token_metrics(test_rows, "evaluating the model before")
+        return found | task_metrics(trainer.model, "test", recipe.evaluation_rows)
 
 
 def _check_answers(recipe: Recipe, data: str, tokenizer: Any) -> None:
