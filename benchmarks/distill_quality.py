@@ -141,7 +141,7 @@ def of_seed(seed: int) -> dict[str, Any]:
     common = [f"train.seed={seed}"]
     online = run("student", *common, f"output_dir=runs/online-{seed}")
     cached = run("student", *common, "targets={source: cached}", "baseline=false", f"output_dir=runs/cached-{seed}")
-    half = ["student={from_teacher: {layers: [1, 3]}}", "train.learning_rate=4e-3", "baseline=false"]
+    half = ["student={from_teacher: {layers: [0, 2]}}", "train.learning_rate=8e-3", "baseline=false"]
     cut = run("student", *common, *half, f"output_dir=runs/cut-{seed}")
     sizes = "{hidden_size: 160, num_hidden_layers: 2, num_attention_heads: 4, residual_initialization: zero}"
     cold = run(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -130,6 +131,17 @@ def test_more_than_the_vocabulary_is_all_of_it(tmp_path: Path) -> None:
     teacher = Teacher()
     found = dense(RowsWithTargets(Rows(), write(teacher, tmp_path, TOP_K.model_copy(update={"k": 300}))))
     assert torch.allclose(found.double(), teacher.probabilities(Rows()), rtol=2**-10, atol=2**-24)
+
+
+def test_draws_are_read_as_they_were_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    monkeypatch.setattr(cache, "sparse", lambda *given: drawn.append(sparse.sparse(*given)) or drawn[-1])
+    found = dense(RowsWithTargets(Rows(), write(Teacher(), tmp_path)))
+    ids, counts, sizes = (torch.from_numpy(np.concatenate(each)).long() for each in zip(*drawn, strict=True))
+    assert (counts == 1).any() and (counts > 1).any()
+    expected = torch.zeros(len(sizes), VOCABULARY)
+    expected[torch.repeat_interleave(torch.arange(len(sizes)), sizes), ids] = counts / 20
+    assert torch.equal(found, expected)
 
 
 def test_shares_of_draws_sum_to_one_and_padding_is_zero(tmp_path: Path) -> None:

@@ -12,6 +12,9 @@ labels[t + 1] is learned. Only some of its entries are stored:
   student that agrees with its teacher, the error of the gradient would be 1 / sum as large. Either way the targets are
   biased: a student that follows them to the end gives nothing to other tokens.
 
+Most draws hit a token once. So the entries of a position that have a weight to store come first, and the others, which
+were drawn once, are ids alone.
+
 The rows are cut into shards, each a safetensors file with a description that holds its SHA-256. A shard is there whole
 or not at all, and is the same whichever process makes it, in whichever run. `targets.json` comes last.
 """
@@ -40,7 +43,7 @@ from hfkit.distillation.sparse import LogitsOf, Sparse, measure_bias, sparse
 from hfkit.errors import HfkitError
 from hfkit.ranks import is_main, of_all, on_main, rank, say, world_size
 
-FORMAT = 1  # of the files, and of the draws
+FORMAT = 2  # of the files, and of the draws
 SHARD_TOKENS = 1 << 18  # 31 MB at 120 bytes a token
 MOST_BYTES = 120  # a token, above which the report warns
 
@@ -203,13 +206,20 @@ def _none(plan: Plan) -> Sparse:
 
 
 def _write_shard(folder: Path, plan: Plan, index: int, first_token: np.ndarray, parts: list[Sparse]) -> None:
-    """Write `parts`, and `row_starts`, int64 (rows + 1, 2): the first token and the first entry of each row."""
+    """Write `parts`; of each position how many of its entries are `weighted`, which stand first; and `row_starts`,
+    int64 (rows + 1, 3): the first token, the first entry and the first weight of each row."""
     arrays = {
         name: np.concatenate([getattr(part, name) for part in parts], dtype=none.dtype, casting="unsafe")
         for name, none in _none(plan)._asdict().items()
     }
-    first_entry = np.concatenate([[0], np.cumsum(arrays["sizes"], dtype=np.int64)])[first_token]
-    content = save({**arrays, "row_starts": np.stack([first_token, first_entry], axis=1)})
+    is_alone = arrays["weights"] == 1 if plan.method == "sampled" else np.zeros(len(arrays["weights"]), bool)
+    owners = np.repeat(np.arange(len(arrays["sizes"])), arrays["sizes"])
+    order = np.argsort(2 * owners + is_alone, kind="stable")
+    arrays["ids"], arrays["weights"] = arrays["ids"][order], arrays["weights"][order][~is_alone[order]]
+    weighted = np.bincount(owners[~is_alone], minlength=len(arrays["sizes"]))
+    arrays["weighted"] = weighted.astype(arrays["sizes"].dtype)
+    starts = [np.concatenate([[0], np.cumsum(arrays[name], dtype=np.int64)]) for name in ("sizes", "weighted")]
+    content = save({**arrays, "row_starts": np.stack([first_token, *(each[first_token] for each in starts)], axis=1)})
     manifest.write_file(shard_path(folder, index), content)
     entry = {
         "targets": plan.digest,

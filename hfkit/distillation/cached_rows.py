@@ -58,7 +58,7 @@ class RowsWithTargets(torch.utils.data.Dataset):
         ids = np.zeros((self.sequence_length, self.most_entries), np.int64)
         probabilities = np.zeros((self.sequence_length, self.most_entries), np.float32)
         shard, starts = self._shard(index // self.shard_rows)
-        (token, entry), (token_end, entry_end) = starts[index % self.shard_rows :][:2].tolist()
+        (token, entry, weight), (token_end, entry_end, weight_end) = starts[index % self.shard_rows :][:2].tolist()
         if token_end - token != len(places):
             raise HfkitError(f"{self.folder}: row {index} learns other tokens than its targets; delete the folder")
         if len(places):
@@ -66,7 +66,10 @@ class RowsWithTargets(torch.utils.data.Dataset):
             of_token = np.repeat(places, sizes)  # (entries,)
             slots = np.arange(entry_end - entry) - np.repeat(np.cumsum(sizes) - sizes, sizes)
             ids[of_token, slots] = shard.get_slice("ids")[entry:entry_end]
-            probabilities[of_token, slots] = shard.get_slice("weights")[entry:entry_end]
+            weights = np.ones(entry_end - entry, np.float32)
+            weighted = shard.get_slice("weighted")[token:token_end]
+            weights[slots < np.repeat(weighted, sizes)] = shard.get_slice("weights")[weight:weight_end]
+            probabilities[of_token, slots] = weights
         targets = {"ids": torch.from_numpy(ids), "probabilities": torch.from_numpy(probabilities) / self.scale}
         return {**row, **{f"target_{name}": value for name, value in targets.items()}}
 

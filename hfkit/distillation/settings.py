@@ -89,7 +89,7 @@ class Targets(RecipePart):
     method: Literal["sampled", "top_k"] = Field(
         "sampled", description="Of cached targets. sampled: draws from the teacher, unbiased. top_k: the likeliest."
     )
-    draws: int = Field(50, ge=1, le=255, description="Of sampled targets: draws for each token.")
+    draws: int = Field(90, ge=1, le=255, description="Of sampled targets: draws for each token.")
     k: int = Field(19, ge=1, description="Of top_k targets: entries for each token.")
     share: float = Field(
         0.5, gt=0, le=1, description="Of on_policy: the share of batches whose completions the student writes."
