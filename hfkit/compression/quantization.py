@@ -56,6 +56,8 @@ def problems(method: str, options: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if method == "bitsandbytes":
         if bool(options.get("load_in_8bit")) == bool(options.get("load_in_4bit")):
             yield "quantization", "must say either load_in_8bit: true or load_in_4bit: true"
+        if (kind := options.get("bnb_4bit_quant_type", "nf4")) not in ("nf4", "fp4"):
+            yield "quantization.bnb_4bit_quant_type", f"must be nf4 or fp4, got {kind!r}"
         return
     missing = [name for name in PACKAGES.get(method, ()) if importlib.util.find_spec(name) is None]
     if method != "gptq" and AUTO_QUANTIZER_MAPPING[method].get_quantize_ops is HfQuantizer.get_quantize_ops:

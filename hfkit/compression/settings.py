@@ -123,3 +123,8 @@ def check_calibration(recipe: Any, places: dict[str, str], needed: bool, by: str
     if needed and places.get("calibration") == places["data"] and recipe.calibration_split == recipe.split:
         rule = f"is the {recipe.split} split that the result is evaluated on; calibrate on another"
         yield "calibration_split", rule
+    if needed and "calibration" in places:
+        from hfkit.data.tasks import check_data
+
+        for _, problem in check_data(recipe, places["calibration"], None):
+            yield "calibration", problem

@@ -31,8 +31,7 @@ def base_of(place: str) -> str:
     if not is_adapter(place):
         return place
     base = (manifest.read_json(Path(place), ADAPTER) or {}).get("base_model_name_or_path") or ""
-    made = manifest.read_json(Path(place)) or {}
-    digest = made.get("inputs", {}).get("model", {}).get("digest")
+    digest = _made(place).get("inputs", {}).get("model", {}).get("digest")
     looks_local = base.startswith((".", "/", "runs/")) or Path(base).is_dir()
     if looks_local and not Path(base).is_dir():
         raise HfkitError(f"{place}: its base model {base} is not there; put it back, or correct {place}/{ADAPTER}")
@@ -48,8 +47,12 @@ def base_of(place: str) -> str:
 
 def base_quantization(place: str) -> dict[str, Any] | None:
     """How the base of an adapter was quantized when the adapter was trained; None where it was not."""
-    made = (manifest.read_json(Path(place)) or {}).get("recipe", {}) if is_adapter(place) else {}
-    return made.get("quantization")
+    return _made(place).get("recipe", {}).get("quantization") if is_adapter(place) else None
+
+
+def _made(place: str) -> dict[str, Any]:
+    """What is known of how a folder was made, or is being made: a result is measured before it is finished."""
+    return manifest.read_json(Path(place)) or manifest.read_json(Path(place), manifest.STARTED) or {}
 
 
 def _check_sizes(place: str, base: str) -> None:
@@ -139,7 +142,7 @@ def load_model(
         labels: the names of the classes, for a head that is made anew. By default the model's own.
         dtype: of the weights. Trainable models need float32: `auto` takes what the file has.
         quantization: arguments of `BitsAndBytesConfig`, or the configuration of any quantizer.
-        dequantize: give the quantized base back as plain float32 weights, before it takes its adapter.
+        dequantize: give a quantized base back as plain float32 weights, before it takes its adapter.
 
     Raises:
         HfkitError: if weights are missing or left over, or the adapter does not fit.
@@ -171,7 +174,7 @@ def load_model(
     missing = [key for key in found["missing_keys"] if task != "classify" or not key.startswith(NEW_HEADS)]
     left_over = [key for key in found["unexpected_keys"] if task != "classify" or not key.startswith("lm_head.")]
     _check_keys(base, missing, [*left_over, *map(str, found["mismatched_keys"])])
-    if dequantize:
+    if dequantize and getattr(model.config, "quantization_config", None) is not None:
         model = model.dequantize().float()
     return _with_adapter(model, place) if is_adapter(place) else model
 

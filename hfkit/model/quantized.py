@@ -55,13 +55,16 @@ def _check_blocks(model: "PreTrainedModel", skipped: set[str]) -> None:
 
 
 def quantized_modules(model: nn.Module) -> list[str]:
-    """The names of the modules whose weights are quantized, by whatever library."""
+    """The names of the linear maps whose weights are quantized, by whatever library."""
     return [
-        name for name, module in model.named_modules() if "Linear" in type(module).__name__ and not _is_whole(module)
+        name
+        for name, module in model.named_modules()
+        if (isinstance(module, nn.Linear) or "Linear" in type(module).__name__) and not _is_whole(module)
     ]
 
 
 def _is_whole(module: nn.Module) -> bool:
+    """Whether the weight is a plain parameter of floating-point numbers: libraries keep theirs in classes of their
+    own, whatever the type of the numbers that they pack."""
     weight = getattr(module, "weight", None)
-    is_plain = isinstance(weight, torch.Tensor) and type(weight.data) is torch.Tensor
-    return type(module) is nn.Linear and is_plain and weight.is_floating_point()  # type: ignore[union-attr]
+    return type(weight) is nn.Parameter and weight.is_floating_point()
