@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -21,14 +20,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def texts_of(recipe: Any, places: dict[str, str], rows: list[dict[str, Any]]) -> list[str]:
+def texts_of(recipe: Any, places: dict[str, str], rows: list[dict[str, Any]]) -> Iterator[str]:
     """The texts that a recipe calibrates on: documents, or the prompts and completions of a task.
 
     Args:
         rows: those that the result is evaluated on.
 
     Raises:
-        HfkitError: if one of them is among the texts, or there are none.
+        HfkitError: if a text is one of them, there are none, or the data set lacks a column of the task.
     """
 
     def text_of(row: dict[str, Any]) -> str:
@@ -37,14 +36,14 @@ def texts_of(recipe: Any, places: dict[str, str], rows: list[dict[str, Any]]) ->
         return row["text"] if recipe.task == "text" else fill(recipe.template, row) + _answer(recipe, row)
 
     of_evaluation = {text_of(row) for row in rows}
-    found = corpus.rows(places["calibration"], recipe.calibration_split)
-    texts = [text_of(row) for row in islice(found, recipe.calibration_rows)]
-    where = f"the {recipe.calibration_split} split of {places['calibration']}"
-    if not texts:
+    where, number = f"the {recipe.calibration_split} split of {places['calibration']}", 0
+    found = corpus.rows(places["calibration"], recipe.calibration_split, list(recipe.columns()))
+    for number, row in enumerate(found, 1):
+        if (text := text_of(row)) in of_evaluation:
+            raise HfkitError(f"calibration: text {number} of {where} is evaluated on; choose others")
+        yield text
+    if not number:
         raise HfkitError(f"calibration: {where} has no rows; choose another split")
-    if shared := sum(text in of_evaluation for text in texts):
-        raise HfkitError(f"calibration: {shared} of {len(texts)} texts of {where} are evaluated on; choose others")
-    return texts
 
 
 def _answer(recipe: Any, row: dict[str, Any]) -> str:

@@ -1,15 +1,19 @@
 """A model with less in it: weights set to zero, or layers and channels taken away."""
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
-from hfkit.compression.calibration import calibration_rows, prune_weights, sparsity_of
+from hfkit.compression.calibration import prune_weights, sparsity_of
 from hfkit.compression.importance import activation_importance, layers_to_drop
 from hfkit.compression.masks import parse_sparsity
 from hfkit.compression.settings import WIDTHS, Pruning
 from hfkit.compression.structure import check_slice, layers_name, sliced
+from hfkit.distillation.checks import of_layers
+from hfkit.distillation.settings import OF_LAYERS
 from hfkit.errors import HfkitError
 from hfkit.model.loading import auto_class_of, is_adapter, load_config
 from hfkit.model.quantized import empty_model
@@ -37,8 +41,22 @@ def problems_with(recipe: Any, place: str) -> Iterator[tuple[str, str]]:
     elif group := parse_sparsity(pruning.sparsity).group:
         yield from _check_groups(recipe, config, group)
     longest = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if longest is not None and recipe.sequence_length > longest:
+    makes_rows = pruning.needs_data or recipe.recover is not None
+    if makes_rows and longest is not None and recipe.sequence_length > longest:
         yield "sequence_length", f"must be at most the model's {longest} positions, got {recipe.sequence_length}"
+    if recipe.recover is not None and recipe.recover.has_teacher:
+        yield from _check_losses(recipe, config.get_text_config())
+
+
+def _check_losses(recipe: Any, teacher: Any) -> Iterator[tuple[str, str]]:
+    """What is wrong with the layers that losses compare, those of the unpruned model among them."""
+    student, pruning = copy.copy(teacher), recipe.pruning
+    student.num_hidden_layers = max(teacher.num_hidden_layers - (pruning.drop_layers or 0), 1)
+    student.hidden_size = pruning.hidden_size or teacher.hidden_size
+    for index, loss in enumerate(recipe.recover.losses):
+        if loss.loss in OF_LAYERS:
+            for key, problem in of_layers(loss, index, student, teacher):
+                yield f"recover.{key}", problem
 
 
 def _check_groups(recipe: Any, config: Any, group: int) -> Iterator[tuple[str, str]]:
@@ -50,17 +68,15 @@ def _check_groups(recipe: Any, config: Any, group: int) -> Iterator[tuple[str, s
             return
 
 
-def prune(model: Any, pruning: Pruning, texts: list[str], tokenizer: Any, length: int, count: int) -> tuple[Any, dict]:
+def prune(model: Any, pruning: Pruning, rows: torch.Tensor | None) -> tuple[Any, dict[str, Any]]:
     """The pruned model, and what is to be said of it. With masks it is the same model, changed in place.
 
     Args:
-        texts: to see what the parts of the model do; none for magnitude.
-        length, count: tokens of a row of them, and the most rows.
+        rows: tokens that show what the parts of the model do, int64 (rows, length); None for magnitude.
 
     Returns:
         The model, and `zeros` (the share of the masked matrices' weights) or `kept_layers` or the widths.
     """
-    rows = calibration_rows(texts, tokenizer, length, count) if texts else None
     if pruning.is_mask:
         prune_weights(model, rows, pruning.method, parse_sparsity(pruning.sparsity))  # type: ignore[arg-type]
         shares, modules = sparsity_of(model), dict(model.named_modules())

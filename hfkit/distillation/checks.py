@@ -102,17 +102,31 @@ def _model_problems(recipe: Any, teacher: Any, student: Any) -> Problems:
             yield f"losses.{index}.kind", rule
         if teacher is None or student is None:
             continue
-        for pair in layer_pairs(loss, student, teacher):
-            for layer, config, whose in zip(pair, (student, teacher), ("student", "teacher"), strict=True):
-                if layer >= config.num_hidden_layers:
-                    known = f"the {whose} has the layers 0 to {config.num_hidden_layers - 1}"
-                    yield f"losses.{index}.layers", f"{pair}: {known}, counted from 0; correct the pair"
-        if loss.loss == "hidden_states" and student.hidden_size != teacher.hidden_size:
-            widths = f"the student has {student.hidden_size} channels, the teacher {teacher.hidden_size}"
-            if loss.projection is False:
-                yield f"losses.{index}.projection", f"false: {widths}; delete the key to learn a map between them"
-            elif recipe.lora is not None:
-                yield f"losses.{index}", f"hidden_states: {widths}, and a map between them is not learned with `lora`"
+        yield from of_layers(loss, index, student, teacher)
+        is_mapped = loss.loss == "hidden_states" and student.hidden_size != teacher.hidden_size
+        if is_mapped and loss.projection is not False and recipe.lora is not None:
+            what = f"hidden_states: {_widths(student, teacher)}, and a map between them"
+            yield f"losses.{index}", f"{what} is not learned with `lora`"
+
+
+def of_layers(loss: Any, index: int, student: Any, teacher: Any) -> Problems:
+    """What is wrong with a loss between layers, that of an index.
+
+    Args:
+        student, teacher: their configurations.
+    """
+    for pair in layer_pairs(loss, student, teacher):
+        for layer, config, whose in zip(pair, (student, teacher), ("student", "teacher"), strict=True):
+            if layer >= config.num_hidden_layers:
+                known = f"the {whose} has the layers 0 to {config.num_hidden_layers - 1}"
+                yield f"losses.{index}.layers", f"{pair}: {known}, counted from 0; correct the pair"
+    if loss.loss == "hidden_states" and loss.projection is False and student.hidden_size != teacher.hidden_size:
+        rule = "delete the key to learn a map between them"
+        yield f"losses.{index}.projection", f"false: {_widths(student, teacher)}; {rule}"
+
+
+def _widths(student: Any, teacher: Any) -> str:
+    return f"the student has {student.hidden_size} channels, the teacher {teacher.hidden_size}"
 
 
 def tokenizer_place(places: dict[str, str]) -> str:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 from hfkit.data.tasks import check_answers, check_data, check_room
 from hfkit.data.tokenizer import load_tokenizer
 from hfkit.errors import HfkitError, did_you_mean, shown
-from hfkit.evaluation import scripts
+from hfkit.evaluation import accept, scripts
 from hfkit.evaluation.scoring import CUTTING_WORDS, OF_OVERLAP
-from hfkit.evaluation.settings import FITTING
+from hfkit.evaluation.settings import FITTING, QUALITY
 from hfkit.model.loading import is_adapter, is_classifier, load_config
 from hfkit.recipe import StageRecipe, is_there
 
@@ -56,6 +56,13 @@ def refuse(recipe: Any, rows: list[dict[str, Any]], models: dict[str, str]) -> N
         raise HfkitError(*(f"{key}: {problem}" for key, problem in problems))
 
 
+def of_quality(recipe: Any) -> Problems:
+    """What is wrong with metrics by which no model is better than another."""
+    if not set(accept.score_names(recipe.chosen)) & set(QUALITY):
+        allowed = ", ".join(name for name in FITTING[recipe.task] if set(accept.score_names([name])) & set(QUALITY))
+        yield "metrics", f"{', '.join(recipe.chosen)}: none says which model is better; add one of {allowed}"
+
+
 def of_words(name: str, metrics: list[str]) -> Problems:
     """What is wrong with how metrics are to cut words."""
     if name not in scripts.names():
@@ -70,14 +77,14 @@ def of_words(name: str, metrics: list[str]) -> Problems:
             yield "tokenize", str(error).removeprefix("tokenize: ")
 
 
-def of_tokens(models: dict[str, str], recipes: dict[str, StageRecipe], index: int) -> Problems:
-    """What is wrong with taking perplexity, the metric of that index, of models with different tokens."""
+def of_tokens(models: dict[str, str], recipes: dict[str, StageRecipe], key: str) -> Problems:
+    """What is wrong with a key that compares the perplexity of models, where their tokens are different."""
     present = [place for key, place in models.items() if is_there(place, recipes.get(key))]
     vocabularies = {place: load_tokenizer(place, "generate").get_vocab() for place in present}
     for place in present[1:]:
         if vocabularies[place] != vocabularies[present[0]]:
             rule = f"is per token, and {place} has other tokens than {present[0]}; use bits_per_byte"
-            yield f"metrics.{index}", f"perplexity {rule}"
+            yield key, f"perplexity {rule}"
             return
 
 

@@ -8,11 +8,10 @@ from hfkit import manifest
 from hfkit.evaluation import scoring
 from hfkit.evaluation.measuring import measure
 from hfkit.evaluation.outcomes import same_tokens, statistics_of
+from hfkit.evaluation.settings import QUALITY
 from hfkit.ranks import say
 
 LOWER_IS_BETTER = ("bits_per_byte", "perplexity")
-# Which score stands for a model's quality: the first of these that was taken.
-QUALITY = ("accuracy", "f1", "rougeL", "chrf", "bleu", "exact_match", "bits_per_byte", "perplexity")
 KEPT = ("perplexity_low", "perplexity_high")  # of what is taken per token, where models have other tokens
 MODEL_INPUTS = ("model", "teacher", "student")
 

@@ -81,7 +81,7 @@ def screen(found: dict[str, Any]) -> str:
         if any(f"{name}_p" in row for row in models):
             tested = [f"{row[f'{name}_difference']:+.3g}" if f"{name}_p" in row else "" for row in models]
             lines.append(f"  {'  over the first':<20}" + "".join(f"{text:>{width}}" for text in tested))
-    known = {key: value for key, value in COLUMNS.items() if models[-1][key] is not None}
+    known = {key: value for key, value in COLUMNS.items() if any(row[key] is not None for row in models)}
     for key, (title, form) in known.items():
         values = ["-" if row[key] is None else form(row[key]) for row in models]
         lines.append(f"  {title:<20}" + "".join(f"{value:>{width}}" for value in values))
@@ -153,7 +153,7 @@ def picture(found: dict[str, Any]) -> str:
         axes.plot([each[0] for each in front], [each[1] for each in front], color="#bbb", linewidth=1, zorder=1)
         for x, y, name in points:
             axes.scatter(x, y, color="#0b6e99" if (x, y, name) in front else "#999", s=36, zorder=2)
-            axes.annotate(name, (x, y), textcoords="offset points", xytext=(6, 5), fontsize=9)
+            axes.annotate(name, (x, y), textcoords="offset points", xytext=(6, 5), fontsize=9, parse_math=False)
         axes.set(xlabel=label, ylabel=f"{quality.replace('_', ' ')} ({'lower' if lower else 'higher'} is better)")
         axes.margins(0.2)
         axes.grid(alpha=0.3)

@@ -1,6 +1,7 @@
 """Models measured one after the other, each in a process of its own: quality, answers, and what it costs."""
 
 import multiprocessing
+import os
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -85,6 +86,8 @@ def _measure(recipe: Any, rows: list[dict[str, Any]], place: str, prompts: list[
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    for name in ("RANK", "WORLD_SIZE"):  # the launcher's, of the processes that train: this one is alone
+        os.environ.pop(name, None)
     inputs = inputs_of(recipe, rows, place)
     memory, start = costs.Memory(), time.perf_counter()
     model = open_model(place, recipe.task, recipe.trust_remote_code)

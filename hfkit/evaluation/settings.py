@@ -19,6 +19,10 @@ FITTING: dict[str, list[str]] = {
 }
 
 
+# Which score stands for a model's quality: the first of these that was taken.
+QUALITY = ("accuracy", "f1", "rougeL", "chrf", "bleu", "exact_match", "bits_per_byte", "perplexity")
+
+
 class ScoredRecipe(TaskRecipe):
     """What models are scored on, and how."""
 

@@ -24,7 +24,7 @@ class Recipe(ScoredRecipe):
         min_length=2, description="Recipes, folders or ids on the Hub. The first is what the others are compared with."
     )
     data: Annotated[str, Input("data set")]
-    prompts: list[str] | None = pydantic.Field(
+    prompts: list[Annotated[str, pydantic.Field(min_length=1)]] | None = pydantic.Field(
         None, min_length=1, description="Texts that every model goes on with. By default those of the first rows."
     )
     accept: Accept = {}
@@ -35,15 +35,17 @@ def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe
     from hfkit.evaluation import checks
 
     models = _models(places)
-    for key, place in models.items():
-        if list(models.values()).index(place) < int(key.partition(".")[2]):
+    folders = [Path(place).resolve() for place in models.values()]  # of an id on the Hub it is none, but as good
+    for index, (key, place) in enumerate(models.items()):
+        if folders[index] in folders[:index]:
             yield key, f"{place}: is named twice; delete one"
+    yield from checks.of_quality(recipe)
     problems = list(checks.of_scoring(recipe, places, recipes, models))
     yield from problems
     known = [*accept.score_names(recipe.chosen), *accept.COSTS]
     yield from accept.problems(recipe.accept, known, known, "the first model")
-    if "perplexity" in (recipe.metrics or []) and not problems:
-        yield from checks.of_tokens(models, recipes, recipe.chosen.index("perplexity"))
+    if (asked := _key_of_perplexity(recipe)) and not problems:
+        yield from checks.of_tokens(models, recipes, asked)
 
 
 def external(recipe: Recipe) -> dict[str, Any]:
@@ -61,8 +63,8 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     # Everything that can be wrong with what is there now, before a model is loaded
     rows = outcomes.rows_of(recipe, places["data"])
     checks.refuse(recipe, rows, _models(places))
-    if recipe.metrics is not None and "perplexity" in recipe.metrics:
-        for key, problem in checks.of_tokens(_models(places), {}, recipe.metrics.index("perplexity")):
+    if asked := _key_of_perplexity(recipe):
+        for key, problem in checks.of_tokens(_models(places), {}, asked):
             raise HfkitError(f"{key}: {problem}")
 
     # The models, one after the other
@@ -82,6 +84,13 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
         f"  nothing dominates {', '.join(found['undominated'])}; report.md, report.html and report.json are the report"
     )
     return {**found, "models": _flat(found), "accept": limits}
+
+
+def _key_of_perplexity(recipe: Recipe) -> str | None:
+    """The key that asks for a comparison by it, which models of different tokens cannot have."""
+    if recipe.metrics is not None and "perplexity" in recipe.metrics:
+        return f"metrics.{recipe.metrics.index('perplexity')}"
+    return "accept.perplexity" if "perplexity" in recipe.accept else None
 
 
 def _models(places: dict[str, str]) -> dict[str, str]:

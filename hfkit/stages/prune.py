@@ -16,7 +16,7 @@ from hfkit.recipe import Input, StageRecipe, is_there
 from hfkit.training.settings import TRAIN, BadSteps
 
 MAKES, DISTRIBUTED = "model", True
-PRUNED = "pruned"  # the folder of the pruned model while it recovers
+PRUNED, NOTE = "pruned", "pruning.json"  # the pruned model while it recovers, and what is known of it
 
 
 class Recipe(ScoredRecipe):
@@ -58,6 +58,7 @@ def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe
     yield from check_calibration(recipe, places, recipe.pruning.needs_data, recipe.pruning.method)
     if recipe.recover is not None:
         yield from check_recover(recipe.recover)
+    yield from checks.of_quality(recipe)
     if is_there(places["model"], recipes.get("model")):
         try:
             yield from pruning.problems_with(recipe, places["model"])
@@ -111,25 +112,32 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
 
 
 def _prune(recipe: Recipe, places: dict[str, str], rows: list[dict[str, Any]], output: Path) -> dict[str, Any]:
-    """Make the folder of the pruned model, unless it is there. Returns what is to be said of it."""
+    """Make the folder of the pruned model, unless this recipe's is there. Returns what is to be said of it."""
+    import shutil
+
     from hfkit import manifest
     from hfkit.compression import calibration, pruning
     from hfkit.compression.whole import whole
     from hfkit.data.tokenizer import load_tokenizer
     from hfkit.evaluation.outcomes import open_model
 
-    folder = output / PRUNED
-    if (known := manifest.read_json(folder, "pruning.json")) is not None:
-        return known
+    folder, started = output / PRUNED, manifest.read_json(output, manifest.STARTED) or {}
+    made_of = {key: started.get(key) for key in ("fingerprint", "inputs")}
+    known = manifest.read_json(output, NOTE) or {}
+    if known.get("made_of") == made_of:
+        return known["facts"]
+    shutil.rmtree(folder, ignore_errors=True)  # half made, or of a recipe that was changed since
     with manifest.new_folder(folder) as work, whole(places["model"], recipe.task, output) as (place, drift):
-        texts = calibration.texts_of(recipe, places, rows) if recipe.calibration is not None else []
-        tokenizer = load_tokenizer(place, "classify" if recipe.task == "classify" else "generate")
+        tokenizer: Any = load_tokenizer(place, "classify" if recipe.task == "classify" else "generate")
+        tokens = None
+        if recipe.pruning.needs_data:
+            texts = calibration.texts_of(recipe, places, rows)
+            tokens = calibration.calibration_rows(texts, tokenizer, recipe.sequence_length, recipe.calibration_rows)
         model = open_model(place, recipe.task, recipe.trust_remote_code)
-        size = recipe.sequence_length, recipe.calibration_rows
-        model, facts = pruning.prune(model, recipe.pruning, texts, tokenizer, *size)
+        model, facts = pruning.prune(model, recipe.pruning, tokens)
         model.save_pretrained(work)
         tokenizer.save_pretrained(work)
-        manifest.write_json(work / "pruning.json", facts | drift)
+    manifest.write_json(output / NOTE, {"made_of": made_of, "facts": facts | drift})
     return facts | drift
 
 
@@ -151,6 +159,6 @@ def _close(
         for path in (output / PRUNED).iterdir():
             path.replace(output / path.name)
     shutil.rmtree(output / PRUNED)
-    (output / "pruning.json").unlink(missing_ok=True)
+    (output / NOTE).unlink()
     base = {key.removeprefix("base_"): value for key, value in metrics.items() if key.startswith("base_")}
     return metrics | {"accept": accept.judged(recipe.accept, metrics, base)}

@@ -1,6 +1,7 @@
 """Quantize a model to 8 or 4 bit, and tell what that has cost and saved."""
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -54,6 +55,7 @@ def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe
 
     yield from quantization.problems(recipe.method, recipe.quantization)
     yield from check_calibration(recipe, places, recipe.method == "gptq", recipe.method)
+    yield from checks.of_quality(recipe)
     if is_there(places["model"], recipes.get("model")):
         try:
             yield from quantization.problems_with(recipe, places["model"])
@@ -88,7 +90,8 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     for key, problem in quantization.problems_with(recipe, places["model"]):
         raise HfkitError(f"{key}: {problem}")
     checks.refuse(recipe, rows, {"model": places["model"]})
-    texts = calibration.texts_of(recipe, places, rows) if recipe.calibration is not None else []
+    found = calibration.texts_of(recipe, places, rows) if recipe.calibration is not None else []
+    texts = list(islice(found, recipe.calibration_rows))
 
     # The model
     with whole(places["model"], recipe.task, output) as (place, drift):
@@ -100,8 +103,8 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     say("  {} MB of weights, {} by the format".format(*sizes))
 
     # Beside the model that it was
-    found = comparison.compared(recipe, rows, {"before": places["model"], "quantized": str(output)})
-    say(comparison_report.screen(found))
-    metrics = comparison.beside_base(found) | facts | drift
+    result = comparison.compared(recipe, rows, {"before": places["model"], "quantized": str(output)})
+    say(comparison_report.screen(result))
+    metrics = comparison.beside_base(result) | facts | drift
     base = {key.removeprefix("base_"): value for key, value in metrics.items() if key.startswith("base_")}
     return metrics | {"accept": accept.judged(recipe.accept, metrics, base)}
