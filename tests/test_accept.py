@@ -264,6 +264,15 @@ def test_a_fine_tuning_keeps_its_checkpoints_and_is_not_trained_twice(
     assert all(again[name][key] == found[name][key] for name in ("loss", "rougeL") for key in ("value", "base"))
 
 
+def test_without_checkpoints_it_is_trained_again_and_the_old_one_kept(there: Path) -> None:  # noqa: F811
+    options, name = ["train.save_strategy=no"], "adapter_model.safetensors"
+    assert code_of(*options, 'accept={exact_match: ">= 2"}', recipe=TUNE) == 3
+    before = Path("runs/finetune", name).stat().st_ino
+    assert code_of(*options, 'accept={exact_match: ">= 0"}', recipe=TUNE) == 0
+    assert Path("runs/finetune.old1", name).stat().st_ino == before
+    assert {path.name for path in Path("runs/finetune").iterdir()} >= {name, manifest.MANIFEST}
+
+
 def test_a_classifier_is_held_to_numbers(there: Path) -> None:  # noqa: F811
     options = ['accept={accuracy: ">= 0", size_bytes: "<= 1"}']
     assert code_of(*options, recipe="recipes/classify.yaml") == 3

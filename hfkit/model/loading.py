@@ -176,6 +176,7 @@ def load_model(
     _check_keys(base, missing, [*left_over, *map(str, found["mismatched_keys"])])
     if dequantize and getattr(model.config, "quantization_config", None) is not None:
         model = model.dequantize().float()
+        model._weight_conversions = None  # of quantized files, which would fail where this model is saved
     return _with_adapter(model, place) if is_adapter(place) else model
 
 

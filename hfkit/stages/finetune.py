@@ -85,6 +85,9 @@ def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe
         except HfkitError as error:
             yield "model", str(error)
             return
+        if recipe.lora is None and getattr(config, "quantization_config", None) is not None:
+            rule = "quantized weights cannot be trained; add `lora: {}` to train an adapter"
+            yield "model", f"{places['model']}: {rule}, or name the model that it was made from"
         longest = getattr(config, "max_position_embeddings", None)  # models with relative positions have none
     else:
         longest = getattr(recipes.get("model"), "sequence_length", None)
