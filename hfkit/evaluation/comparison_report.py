@@ -22,9 +22,11 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #1c2024 }
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top }
-th:first-child, td:first-child { text-align: left }
-pre { background: #f5f6f7; padding: .7rem; white-space: pre-wrap; overflow-wrap: anywhere }
-.scroll { overflow-x: auto } svg { max-width: 100%; height: auto } small { color: #666 }
+th:first-child, td:first-child { text-align: left; white-space: nowrap }
+pre { background: #f5f6f7; padding: .7rem; margin: 0; text-align: left }
+pre { white-space: pre-wrap; overflow-wrap: anywhere }
+td:has(pre) { width: 100% }
+.scroll { overflow-x: auto } svg { width: 100%; height: auto } small { color: #666 }
 """
 
 
@@ -52,13 +54,14 @@ def _score(row: dict[str, Any], name: str) -> str:
     return text
 
 
-def notes(found: dict[str, Any]) -> list[str]:
+def notes(found: dict[str, Any], shown: Callable[[str], str] = str) -> list[str]:
+    """What must be known to read the table; `shown` makes names and marks fit where they stand."""
     quality = found["quality"].replace("_", " ")
     better = "lower" if found["quality"] in LOWER_IS_BETTER else "higher"
-    names, first = ", ".join(found["undominated"]), found["models"][0]["name"]
+    names, first = shown(", ".join(found["undominated"])), shown(found["models"][0]["name"])
     return [
-        f"\\* Nothing dominates {names}: no other model here is at least as good in {quality} ({better} is better), "
-        f"size and speed, and better in one.",
+        f"{shown('*')} Nothing dominates {names}: no other model here is at least as good in {quality} ({better} is "
+        f"better), size and speed, and better in one.",
         f"On {found['rows']:,} rows. Scores with their 95 % interval and, after the comma, the difference from "
         f"{first} on the same rows, p from a paired randomisation test. Speeds are those of greedy writing, the "
         f"median of several; each model ran in a process of its own, whose memory is what it took more than at "
@@ -93,7 +96,7 @@ def screen(found: dict[str, Any]) -> str:
 
 def markdown(found: dict[str, Any], title: str) -> str:
     header, rows = cells(found)
-    parts = [f"# {title}", table(header, [[cell(each) for each in row] for row in rows]), *notes(found)]
+    parts = [f"# {cell(title)}", table(header, [[cell(each) for each in row] for row in rows]), *notes(found, cell)]
     samples = _samples(found)
     if samples:
         parts.append("## What they write\n\nThe same prompts, greedily; `>>>` is where a model goes on.")
@@ -124,7 +127,7 @@ def page(found: dict[str, Any], title: str) -> str:
     body = "".join("<tr>" + "".join(f"<td>{html.escape(each)}</td>" for each in row) + "</tr>" for row in rows)
     parts = [f"<h1>{html.escape(title)}</h1>", picture(found)]
     parts += [f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>']
-    parts += [f"<p><small>{html.escape(note.lstrip(chr(92)))}</small></p>" for note in notes(found)]
+    parts += [f"<p><small>{html.escape(note)}</small></p>" for note in notes(found)]
     for prompt, texts in _samples(found):
         lines = "".join(
             f"<tr><td>{html.escape(name)}</td><td><pre>{html.escape(text)}</pre></td></tr>" for name, text in texts
@@ -143,7 +146,7 @@ def picture(found: dict[str, Any]) -> str:
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     quality = found["quality"]
-    lower = quality in LOWER_IS_BETTER
+    lower, labels = quality in LOWER_IS_BETTER, []
     for place, (key, label, factor) in enumerate(
         (("size_bytes", "MB on disk", 1e-6), ("tokens_per_second", "tokens/s", 1.0))
     ):
@@ -153,15 +156,34 @@ def picture(found: dict[str, Any]) -> str:
         axes.plot([each[0] for each in front], [each[1] for each in front], color="#bbb", linewidth=1, zorder=1)
         for x, y, name in points:
             axes.scatter(x, y, color="#0b6e99" if (x, y, name) in front else "#999", s=36, zorder=2)
-            axes.annotate(name, (x, y), textcoords="offset points", xytext=(6, 5), fontsize=9, parse_math=False)
         axes.set(xlabel=label, ylabel=f"{quality.replace('_', ' ')} ({'lower' if lower else 'higher'} is better)")
         axes.margins(0.2)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
+        labels.append([_label(axes, *point) for point in sorted(points, key=lambda point: point[1])])
+    figure.draw_without_rendering()  # from here on places are known
+    for of_axes in labels:
+        _part(of_axes)
     file = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "hfkit"}):
         FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None, "Creator": None})
     return file.getvalue()[file.getvalue().index("<svg") :]
+
+
+def _label(axes: Any, x: float, y: float, name: str) -> Any:
+    return axes.annotate(name, (x, y), textcoords="offset points", xytext=(6, 5), fontsize=9, parse_math=False)
+
+
+def _part(labels: list[Any]) -> None:
+    """Move each label up until it covers neither a point nor a label before it."""
+    from matplotlib.transforms import Bbox
+
+    places = [label.axes.transData.transform(label.xy) for label in labels]
+    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in places]
+    for label in labels:
+        while any(label.get_window_extent().overlaps(box) for box in taken):
+            label.xyann = (label.xyann[0], label.xyann[1] + 1)
+        taken.append(label.get_window_extent())
 
 
 def _front(
