@@ -7,8 +7,8 @@ the books. What is made of it is scored on WikiText-2, in bits per byte:
 
 - int8 and NF4, with what the folders take on disk beside one in fp32;
 - half of all weights zeroed by magnitude, Wanda and SparseGPT, and 2:4 by SparseGPT with a recovery;
-- half of the layers, and a third of the width, taken away and distilled on a tenth of the pretraining's tokens, beside
-  models of those sizes pretrained on all of them; and the speed of the narrow one beside what its FLOPs promise.
+- half of the layers, or a third of the width, taken away and distilled on a tenth of the pretraining's tokens, beside a
+  model of half the layers that was pretrained on all of them; and their speeds beside what their FLOPs promise.
 
 Everything runs through `hfkit run`; a second call goes on from what the first has made.
 """
@@ -81,7 +81,6 @@ split: {validation: 0.1}
     "tokenizer": "stage: tokenizer\ndata: books.yaml\nvocab_size: 8192\n",
     "base": pretrain(12, 384, 1024, 6),
     "half-depth": pretrain(6, 384, 1024, 6),
-    "narrow": pretrain(12, 256, 704, 4),
     "int8": f"stage: quantize\nmodel: base.yaml\n{SCORED}quantization: {{load_in_8bit: true}}\n",
     "nf4": f"""\
 stage: quantize
@@ -106,7 +105,7 @@ pruning: {{method: width, hidden_size: 256, intermediate_size: 704, num_attentio
     "compare": """\
 stage: compare
 models: [base.yaml, int8.yaml, nf4.yaml, magnitude.yaml, wanda.yaml, sparsegpt.yaml, sparsegpt-2of4.yaml, depth.yaml,
-  half-depth.yaml, width.yaml, narrow.yaml]
+  half-depth.yaml, width.yaml]
 """
     + SCORED,
 }

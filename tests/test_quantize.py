@@ -187,7 +187,7 @@ def test_a_stock_model_with_a_head_of_its_own(recipe: Path) -> None:
     assert difference(here, plain) < 0.3 * plain.std()
 
 
-def test_evaluate_and_distill_take_the_folder(recipe: Path) -> None:
+def test_evaluate_and_distill_take_the_folder(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("recipes/evaluate.yaml").write_text(EVALUATE.replace("runs/pretrain", "runs/nf4"), encoding="utf-8")
     of_text = ["task=text", "data=data.yaml", "metrics=[bits_per_byte]", "limit=4"]
     found = run(*of_text, recipe="recipes/evaluate.yaml")
@@ -199,6 +199,8 @@ def test_evaluate_and_distill_take_the_folder(recipe: Path) -> None:
     plain = json.loads(Path("runs/pretrain/metrics.json").read_text(encoding="utf-8"))
     assert found["teacher_bits_per_byte"] == pytest.approx(plain["bits_per_byte"], rel=0.01)
     assert load_model("runs/distill").config.hidden_size == 32
+    told = problems(capsys, "student=runs/nf4", "output_dir=runs/no", recipe="recipes/distill.yaml")
+    assert "quantized weights cannot be trained" in told
 
 
 # ---- bad input
@@ -215,8 +217,14 @@ def test_evaluate_and_distill_take_the_folder(recipe: Path) -> None:
             ["quantization={load_in_4bit: true, bnb_4bit_quant_type: nf3}"],
             ["quantization.bnb_4bit_quant_type", "must be nf4 or fp4, got 'nf3'"],
         ),
-        (["method=hqq", "quantization={nbits: 4}"], ["hqq: transformers", "makes none; use bitsandbytes, torchao"]),
-        (["method=awq", "quantization={bits: 4}"], ["awq: transformers", "makes none; use bitsandbytes, torchao"]),
+        (
+            ["method=hqq", "quantization={nbits: 4}"],
+            ["hqq: transformers", "makes no such models; use bitsandbytes, torchao"],
+        ),
+        (
+            ["method=awq", "quantization={bits: 4}"],
+            ["awq: transformers", "makes no such models; use bitsandbytes, torchao"],
+        ),
         (["method=gptq", "quantization={bits: 4}"], ["calibration", "is missing; gptq looks at text"]),
         (["calibration=runs/data"], ["calibration", "bitsandbytes looks at no text; delete the key"]),
         (
@@ -250,7 +258,7 @@ def test_four_bits_on_a_cpu_need_sizes_that_blocks_fill(recipe: Path, capsys: py
     for path in Path("runs/pretrain").glob("tokenizer*"):
         shutil.copy(path, "runs/odd")
     told = problems(capsys, "model=runs/odd", f"quantization={json.dumps(NF4)}", recipe=RECIPE)
-    assert "q_proj has 96 inputs, and 4-bit weights on a CPU need a multiple of 64; use load_in_8bit" in told
+    assert "q_proj has 96 inputs, and 4-bit weights on this CPU need a multiple of 64; use load_in_8bit" in told
     assert not Path("runs/quantize").exists()
 
 

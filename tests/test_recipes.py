@@ -59,6 +59,19 @@ def test_the_main_job_runs_from_nothing(
         assert cli.main(["run", distill, "teacher=runs/pretrain", *SHORT, *more]) == 0
     metrics = json.loads(Path("runs/distill/metrics.json").read_text(encoding="utf-8"))
     assert 0 < metrics["retention"] < 1 and "gap_closed" in metrics
+
+    # Smaller models, of a few rows, whatever they have lost.
+    few = ["model=runs/pretrain", "limit=2", "accept={}"]
+    shown = next(line for line in commands() if line.startswith("hfkit run recipes/prune.yaml"))
+    prune, *options = [str(ROOT / "recipes" / "prune.yaml"), *shlex.split(shown)[3:]]
+    for more in ([], [*options, "output_dir=runs/masked"]):
+        assert cli.main(["run", prune, *few, "calibration_rows=4", *SHORT, *more]) == 0
+    for name in ("quantize", "quantize-nf4"):
+        assert cli.main(["run", str(ROOT / "recipes" / f"{name}.yaml"), *few]) == 0
+    models = [f"models.{place}=runs/{name}" for place, name in enumerate(("pretrain", "distill", "prune", "quantize"))]
+    compare = str(ROOT / "recipes" / "compare.yaml")
+    assert cli.main(["run", compare, *models, "models.4=runs/quantize-nf4", "limit=2"]) == 0
+    assert "<svg" in Path("runs/compare/report.html").read_text(encoding="utf-8")
     assert {path.name for path in Path("runs/finetune").iterdir()} >= {"adapter_model.safetensors", "merged"}
     evaluate = str(ROOT / "recipes" / "evaluate.yaml")
     assert cli.main(["run", evaluate, "model=runs/finetune", "limit=4", "generation.max_new_tokens=4"]) == 0

@@ -45,9 +45,8 @@ def scheme_of(method: str, options: dict[str, Any]) -> Scheme:
     if method == "bitsandbytes":  # a float32 for each block; or one byte, and a float32 for each 256 of those
         return Scheme(4, 64, 1 + 4 / 256 if options.get("bnb_4bit_use_double_quant") else 4, 2048)
     if method == "torchao":
-        return Scheme(
-            4 if "Int4" in options["quant_type"] else 8, 32 if "Int4" in options["quant_type"] else None, 8, 64
-        )
+        is_int4 = "Int4" in options["quant_type"]
+        return Scheme(4 if is_int4 else 8, 32 if is_int4 else None, 8, 64)
     return Scheme(options["bits"], options.get("group_size", 128), 8, 4096)  # gptq keeps the group of each input too
 
 
@@ -62,7 +61,7 @@ def problems(method: str, options: dict[str, Any]) -> Iterator[tuple[str, str]]:
     missing = [name for name in PACKAGES.get(method, ()) if importlib.util.find_spec(name) is None]
     if method != "gptq" and AUTO_QUANTIZER_MAPPING[method].get_quantize_ops is HfQuantizer.get_quantize_ops:
         version = f"transformers {transformers.__version__}"
-        yield "method", f"{method}: {version} loads such models, but makes none; use bitsandbytes, torchao or gptq"
+        yield "method", f"{method}: {version} makes no such models; use bitsandbytes, torchao or gptq"
     elif missing:
         yield "method", f"{method}: needs {' and '.join(missing)}: pip install 'hfkit[{method}]'"
     elif method == "torchao":
@@ -71,6 +70,10 @@ def problems(method: str, options: dict[str, Any]) -> Iterator[tuple[str, str]]:
         kinds = [name for name in vars(torchao.quantization) if name.endswith("Config")]
         if (name := options["quant_type"]) not in kinds:
             yield "quantization.quant_type", f"{name!r}: torchao has no such class, {did_you_mean(name, kinds)}"
+        elif (
+            not torch.cuda.is_available() and name.startswith(("Int4", "Float8")) and name != "Float8WeightOnlyConfig"
+        ):
+            yield "quantization.quant_type", f"{name}: needs a GPU; use Int8WeightOnlyConfig or Float8WeightOnlyConfig"
 
 
 def problems_with(recipe: Any, place: str) -> Iterator[tuple[str, str]]:
@@ -151,8 +154,8 @@ def _settings(method: str, options: dict[str, Any], empty: Any, tokenizer: Any, 
             import torchao.quantization
 
             kind = getattr(torchao.quantization, options["quant_type"])(**options.get("arguments", {}))
-            skipped = [*whole, *(options.get("modules_to_not_convert") or [])]
-            return transformers.TorchAoConfig(kind, modules_to_not_convert=skipped)
+            skipped = _full_names(options.get("modules_to_not_convert") or [], empty)
+            return transformers.TorchAoConfig(kind, modules_to_not_convert=[*whole, *skipped])
         if method == "hqq":
             return transformers.HqqConfig(
                 **{**options, "skip_modules": [*whole, *(options.get("skip_modules") or [])]}
@@ -160,3 +163,14 @@ def _settings(method: str, options: dict[str, Any], empty: Any, tokenizer: Any, 
         return transformers.GPTQConfig(**options, tokenizer=tokenizer, dataset=texts)
     except (TypeError, ValueError, AssertionError, ImportError) as error:
         raise HfkitError(f"quantization: {reason(error)}; correct the arguments of {method}") from None
+
+
+def _full_names(names: list[str], empty: nn.Module) -> list[str]:
+    """The modules that end with these names: torchao leaves only those whole that are named in full."""
+    found = []
+    for name in names:
+        full = [each for each, _ in empty.named_modules() if f".{each}".endswith(f".{name}")]
+        if not full:
+            raise ValueError(f"modules_to_not_convert={name}: names no module of the model")
+        found += full
+    return found

@@ -94,6 +94,10 @@ def _model_problems(recipe: Any, teacher: Any, student: Any) -> Problems:
 
         for key, problem in check_slice(teacher, **cut.model_dump()):
             yield f"student.from_teacher.{key}", problem
+    is_given = isinstance(recipe.student, str) and student is not None
+    if is_given and recipe.lora is None and getattr(student, "quantization_config", None) is not None:
+        rule = "quantized weights cannot be trained; add `lora: {}` to train an adapter"
+        yield "student", f"{recipe.student}: {rule}, or name the model that it was made from"
     for index, loss in enumerate(recipe.losses):
         if loss.loss not in KINDS:
             continue

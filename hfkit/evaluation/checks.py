@@ -1,6 +1,6 @@
 """What an evaluation cannot be made of, told before a model is loaded: problems of the recipe's keys."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from hfkit.data.tasks import check_answers, check_data, check_room
@@ -42,6 +42,26 @@ def of_scoring(
         from hfkit.evaluation.outcomes import rows_of
 
         yield from of_rows(recipe, rows_of(recipe, places["data"]), present)
+
+
+def of_smaller(
+    recipe: Any, places: dict[str, str], recipes: dict[str, StageRecipe], own: Callable[[Any, str], Problems]
+) -> Problems:
+    """What is wrong with a recipe that makes a model smaller and scores it beside what it was.
+
+    Args:
+        own: what the stage itself has against a model, from the recipe and the model's place.
+    """
+    yield from of_quality(recipe)
+    if is_there(places["model"], recipes.get("model")):
+        try:
+            yield from own(recipe, places["model"])
+        except HfkitError as error:
+            yield "model", str(error)
+            return
+    yield from of_scoring(recipe, places, recipes, {"model": places["model"]})
+    known = [*accept.score_names(recipe.chosen), *accept.COSTS]
+    yield from accept.problems(recipe.accept, known, known, "the model before")
 
 
 def refuse(recipe: Any, rows: list[dict[str, Any]], models: dict[str, str]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hfkit import manifest
-from hfkit.evaluation import scoring
+from hfkit.evaluation import accept, scoring
 from hfkit.evaluation.measuring import measure
 from hfkit.evaluation.outcomes import same_tokens, statistics_of
 from hfkit.evaluation.settings import QUALITY
@@ -87,9 +87,10 @@ def training_seconds(place: str) -> float | None:
     return sum(seen.values()) if seen else None
 
 
-def beside_base(found: dict[str, Any]) -> dict[str, Any]:
-    """Of a comparison the numbers of the last, and as `base_*` those of the first."""
+def beside_base(found: dict[str, Any], limits: dict[str, str]) -> dict[str, Any]:
+    """Of a comparison the numbers of the last, as `base_*` those of the first, and as `accept` the limits on them."""
     of_others = ("name", "place", "samples", "training_seconds")
     rows = found["models"][0], found["models"][-1]
     base, result = ({key: value for key, value in row.items() if key not in of_others} for row in rows)
-    return result | {f"base_{key}": value for key, value in base.items()}
+    of_base = {f"base_{key}": value for key, value in base.items()}
+    return {**result, **of_base, "accept": accept.judged(limits, result, base)}

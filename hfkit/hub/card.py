@@ -43,14 +43,16 @@ print(data["train"][0]["text"])""",
 def write_card(folder: Path, content: dict[str, Any]) -> None:
     """Write the card of a folder from what its manifest will say (`runner._content`, seconds and metrics)."""
     metadata: dict[str, Any] = {"tags": ["hfkit"]}
+    is_classifier = content["recipe"].get("task") == "classify"
+    kind = {"pipeline_tag": "text-classification" if is_classifier else "text-generation"}
     if content["stage"] in ("pretrain", "quantize", "prune"):
-        metadata = {"library_name": "transformers", "pipeline_tag": "text-generation", **metadata}
+        metadata = {"library_name": "transformers", **kind, **metadata}
     if content["stage"] in ("finetune", "distill"):
-        is_adapter, is_classifier = content["recipe"]["lora"] is not None, content["recipe"]["task"] == "classify"
+        is_adapter = content["recipe"]["lora"] is not None
         base = content["inputs"].get("model") or content["inputs"].get("student")
         metadata = {
             "library_name": "peft" if is_adapter else "transformers",
-            "pipeline_tag": "text-classification" if is_classifier else "text-generation",
+            **kind,
             **({"base_model": base["place"]} if base else {}),
             **metadata,
         }

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 BLOCK = 64  # weights of bitsandbytes' 4-bit schemes that share a scale
+TILE = 32  # rows that its kernel for AVX512-BF16 takes at once
 HEADS = ("lm_head", "score", "classifier", "classification_head")
 
 
@@ -44,14 +45,21 @@ def bitsandbytes_config(quantization: dict[str, Any], model: "PreTrainedModel") 
 
 
 def _check_blocks(model: "PreTrainedModel", skipped: set[str]) -> None:
-    """bitsandbytes' 4-bit kernel for CPUs fails in its first forward pass where blocks run over the ends of rows."""
+    """bitsandbytes' 4-bit kernels for CPUs fail in the first forward pass where blocks run over the ends of rows, and
+    those for AVX512-BF16 also where rows do not come in whole tiles."""
+    from bitsandbytes.functional import has_avx512bf16
+
+    rows = TILE if has_avx512bf16() else 1
     for name, module in model.named_modules():
         is_left_out = any(part in skipped for part in (name, name.split(".")[-1]))
-        if isinstance(module, nn.Linear) and not is_left_out and module.in_features % BLOCK:
-            raise HfkitError(
-                f"quantization: {name} has {module.in_features} inputs, and 4-bit weights on a CPU need a multiple of "
-                f"{BLOCK}; use load_in_8bit, or a model of such sizes"
-            )
+        if not isinstance(module, nn.Linear) or is_left_out:
+            continue
+        for size, unit, what in ((module.in_features, BLOCK, "inputs"), (module.out_features, rows, "outputs")):
+            if size % unit:
+                raise HfkitError(
+                    f"quantization: {name} has {size} {what}, and 4-bit weights on this CPU need a multiple of "
+                    f"{unit}; use load_in_8bit, or a model of such sizes"
+                )
 
 
 def quantized_modules(model: nn.Module) -> list[str]:

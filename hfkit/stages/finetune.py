@@ -71,7 +71,8 @@ def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe
     problems = list(check_data(recipe, places["data"], recipes.get("data")))
     yield from problems
     known = [*accept.OF_TRAINING[recipe.task], *accept.COSTS]
-    yield from accept.problems(recipe.accept, known, known if recipe.task != "classify" else [], "the model before")
+    of_base = known if recipe.task != "classify" else accept.COSTS  # it has no classes yet
+    yield from accept.problems(recipe.accept, known, of_base, "the model before")
     if problem := refuse_adapter(places["model"]):
         yield "model", problem
         return

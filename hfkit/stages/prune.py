@@ -7,12 +7,10 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from hfkit.compression.settings import Pruning, Recover, check_calibration, check_recover
-from hfkit.errors import HfkitError
-from hfkit.evaluation import accept
 from hfkit.evaluation.accept import Accept
 from hfkit.evaluation.settings import ScoredRecipe
 from hfkit.ranks import on_main, say
-from hfkit.recipe import Input, StageRecipe, is_there
+from hfkit.recipe import Input, StageRecipe
 from hfkit.training.settings import TRAIN, BadSteps
 
 MAKES, DISTRIBUTED = "model", True
@@ -58,16 +56,7 @@ def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe
     yield from check_calibration(recipe, places, recipe.pruning.needs_data, recipe.pruning.method)
     if recipe.recover is not None:
         yield from check_recover(recipe.recover)
-    yield from checks.of_quality(recipe)
-    if is_there(places["model"], recipes.get("model")):
-        try:
-            yield from pruning.problems_with(recipe, places["model"])
-        except HfkitError as error:
-            yield "model", str(error)
-            return
-    yield from checks.of_scoring(recipe, places, recipes, {"model": places["model"]})
-    known = [*accept.score_names(recipe.chosen), *accept.COSTS]
-    yield from accept.problems(recipe.accept, known, known, "the model before")
+    yield from checks.of_smaller(recipe, places, recipes, pruning.problems_with)
 
 
 def external(recipe: Recipe) -> dict[str, Any]:
@@ -151,7 +140,7 @@ def _close(
 
     found = comparison.compared(recipe, rows, models)
     say(comparison_report.screen(found))
-    metrics = comparison.beside_base(found) | facts
+    metrics = comparison.beside_base(found, recipe.accept) | facts
     if recipe.recover is not None:
         scores = comparison_report.score_names(found["models"][1])
         metrics |= {f"unrecovered_{name}": found["models"][1][name] for name in scores}
@@ -160,5 +149,4 @@ def _close(
             path.replace(output / path.name)
     shutil.rmtree(output / PRUNED)
     (output / NOTE).unlink()
-    base = {key.removeprefix("base_"): value for key, value in metrics.items() if key.startswith("base_")}
-    return metrics | {"accept": accept.judged(recipe.accept, metrics, base)}
+    return metrics

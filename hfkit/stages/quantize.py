@@ -9,11 +9,10 @@ import pydantic
 
 from hfkit.compression.settings import check_calibration
 from hfkit.errors import HfkitError
-from hfkit.evaluation import accept
 from hfkit.evaluation.accept import Accept
 from hfkit.evaluation.settings import ScoredRecipe
 from hfkit.ranks import say
-from hfkit.recipe import Input, Section, StageRecipe, is_there
+from hfkit.recipe import Input, Section, StageRecipe
 
 MAKES, DISTRIBUTED = "model", False
 _BY_HFKIT = "it is made of `calibration`"
@@ -55,16 +54,7 @@ def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe
 
     yield from quantization.problems(recipe.method, recipe.quantization)
     yield from check_calibration(recipe, places, recipe.method == "gptq", recipe.method)
-    yield from checks.of_quality(recipe)
-    if is_there(places["model"], recipes.get("model")):
-        try:
-            yield from quantization.problems_with(recipe, places["model"])
-        except HfkitError as error:
-            yield "model", str(error)
-            return
-    yield from checks.of_scoring(recipe, places, recipes, {"model": places["model"]})
-    known = [*accept.score_names(recipe.chosen), *accept.COSTS]
-    yield from accept.problems(recipe.accept, known, known, "the model before")
+    yield from checks.of_smaller(recipe, places, recipes, quantization.problems_with)
 
 
 def external(recipe: Recipe) -> dict[str, Any]:
@@ -105,6 +95,4 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     # Beside the model that it was
     result = comparison.compared(recipe, rows, {"before": places["model"], "quantized": str(output)})
     say(comparison_report.screen(result))
-    metrics = comparison.beside_base(result) | facts | drift
-    base = {key.removeprefix("base_"): value for key, value in metrics.items() if key.startswith("base_")}
-    return metrics | {"accept": accept.judged(recipe.accept, metrics, base)}
+    return comparison.beside_base(result, recipe.accept) | facts | drift
