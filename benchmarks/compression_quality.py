@@ -7,8 +7,8 @@ the books. What is made of it is scored on WikiText-2, in bits per byte:
 
 - int8 and NF4, with what the folders take on disk beside one in fp32;
 - half of all weights zeroed by magnitude, Wanda and SparseGPT, and 2:4 by SparseGPT with a recovery;
-- half of the layers, or a third of the width, taken away and distilled on a tenth of the pretraining's tokens, beside a
-  model of half the layers that was pretrained on all of them; and their speeds beside what their FLOPs promise.
+- half of the layers, or a third of the width, taken away and distilled on a tenth of the pretraining's tokens, beside
+  a model of half the layers that was pretrained on all of them; and their speeds beside what their FLOPs promise.
 
 Everything runs through `hfkit run`; a second call goes on from what the first has made.
 """
