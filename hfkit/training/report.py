@@ -1,18 +1,22 @@
 """The end of a language-model training: numbers on text never trained on, continuations, the folder, the summary."""
 
+import contextlib
 import itertools
 import lzma
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel, TaskType
+from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, set_seed
 
 from hfkit import manifest
 from hfkit.data import corpus
+from hfkit.model.heads import causal_of
 from hfkit.ranks import on_main
 from hfkit.training import checkpoints
 from hfkit.training.callbacks import draw_loss, read_log
@@ -78,7 +82,8 @@ def _save_files(
     weights = {name: tensor for name, tensor in weights.items() if not name.startswith(TRAINING_ONLY)}
     for tied in model.all_tied_weights_keys:  # gathered from several processes it is a copy, no longer the same tensor
         weights.pop(tied, None)
-    model.save_pretrained(work, state_dict=weights)
+    with _unsharded_class(causal_of(model)):
+        model.save_pretrained(work, state_dict=weights)
     if isinstance(model, PeftModel) and model.active_peft_config.task_type == TaskType.SEQ_CLS:
         model.config.save_pretrained(work)  # with the names of the classes, which the base does not have
     tokenizer.save_pretrained(work)
@@ -90,6 +95,18 @@ def _save_files(
     work.rmdir()
     draw_loss(read_log(folder / "metrics.jsonl"), folder / "loss.png")
     return size
+
+
+@contextlib.contextmanager
+def _unsharded_class(model: Any) -> Iterator[None]:
+    """FSDP2 gives a model a class of its own, beside whose code that of the model would not be saved."""
+    kind = type(model)
+    if isinstance(model, FSDPModule):
+        model.__class__ = kind.__bases__[1]
+    try:
+        yield
+    finally:
+        model.__class__ = kind
 
 
 def summary(metrics: dict[str, Any], samples: list[tuple[str, str]], folder: Path) -> str:
