@@ -3,7 +3,7 @@
     python benchmarks/compression_quality.py BOOKS WIKITEXT      # writes benchmarks/results/compression_quality.json
 
 BOOKS is a folder of .txt books, WIKITEXT one with the valid.txt and test.txt of WikiText-2. A decoder is pretrained on
-the books. What is made of it is scored on WikiText-2, in bits per byte:
+the books. What is made of it is scored on WikiText-2 and on held-out passages of the books, in bits per byte:
 
 - int8 and NF4, with what the folders take on disk beside one in fp32;
 - half of all weights zeroed by magnitude, Wanda and SparseGPT, and 2:4 by SparseGPT with a recovery;
@@ -48,6 +48,8 @@ recover:
 train:
   max_steps: {RECOVERY_STEPS}
   learning_rate: 2e-3{TRAIN}"""
+MODELS = """[base.yaml, int8.yaml, nf4.yaml, magnitude.yaml, wanda.yaml, sparsegpt.yaml, sparsegpt-2of4.yaml,
+  depth.yaml, half-depth.yaml, width.yaml]"""
 
 
 def pretrain(layers: int, hidden: int, intermediate: int, heads: int) -> str:
@@ -102,12 +104,8 @@ stage: prune
 model: base.yaml
 pruning: {{method: width, hidden_size: 256, intermediate_size: 704, num_attention_heads: 4}}
 {RECOVERED}""",
-    "compare": """\
-stage: compare
-models: [base.yaml, int8.yaml, nf4.yaml, magnitude.yaml, wanda.yaml, sparsegpt.yaml, sparsegpt-2of4.yaml, depth.yaml,
-  half-depth.yaml, width.yaml]
-"""
-    + SCORED,
+    "compare": f"stage: compare\nmodels: {MODELS}\n{SCORED}",
+    "compare-books": f"stage: compare\nmodels: {MODELS}\n{SCORED}".replace("wikitext", "books").replace("400", "100"),
 }
 
 
@@ -136,6 +134,12 @@ def forward_flops(folder: str, tokens: int = 256) -> float:
     return 2 * sum(parameter.numel() for parameter in model.parameters()) + attention
 
 
+def compare(recipe: str) -> dict[str, Any]:
+    if cli.main(["run", f"recipes/{recipe}.yaml"]):
+        raise SystemExit(f"{recipe} failed")
+    return json.loads(Path(f"runs/{recipe}/report.json").read_text(encoding="utf-8"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("books", type=Path, help="folder of .txt books")
@@ -150,16 +154,16 @@ def main() -> None:
         text = text.replace("BOOKS", books).replace("WIKITEXT", wikitext)
         (folder / f"recipes/{name}.yaml").write_text(text, encoding="utf-8")
     os.chdir(folder)
-    if cli.main(["run", "recipes/compare.yaml"]):
-        raise SystemExit("the comparison failed")
-    found: dict[str, Any] = json.loads(Path("runs/compare/report.json").read_text(encoding="utf-8"))
-    models = {row["name"]: row for row in found["models"]}
+    found, on_books = (compare(name) for name in ("compare", "compare-books"))
+    models, of_books = ({row["name"]: row for row in each["models"]} for each in (found, on_books))
     base = models["base"]
     result = {
         "models": {
             name: {
                 **{key: row[key] for key in row if key.startswith("bits_per_byte") or key == "size_bytes"},
                 "bits_per_byte_to_base": row["bits_per_byte"] / base["bits_per_byte"],
+                **{f"books_{key}": value for key, value in of_books[name].items() if key.startswith("bits_per_byte")},
+                "books_bits_per_byte_to_base": of_books[name]["bits_per_byte"] / of_books["base"]["bits_per_byte"],
                 "size_to_base": row["size_bytes"] / base["size_bytes"],
                 "tokens_per_second": row["tokens_per_second"],
             }
