@@ -104,8 +104,8 @@ stage: prune
 model: base.yaml
 pruning: {{method: width, hidden_size: 256, intermediate_size: 704, num_attention_heads: 4}}
 {RECOVERED}""",
-    "compare": f"stage: compare\nmodels: {MODELS}\n{SCORED}",
-    "compare-books": f"stage: compare\nmodels: {MODELS}\n{SCORED}".replace("wikitext", "books").replace("400", "100"),
+    "compare": f"stage: compare\nmodels: {MODELS}\n{SCORED}".replace("limit: 400", "limit: 150"),
+    "compare-books": f"stage: compare\nmodels: {MODELS}\n{SCORED}".replace("wikitext", "books").replace("400", "50"),
 }
 
 

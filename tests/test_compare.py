@@ -1,16 +1,19 @@
 """Comparisons: the rows, who dominates whom, the report, the processes that measure, and what bad input gets."""
 
 import json
+import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hfkit import cli, manifest
+from hfkit import cli, manifest, stopping
 from hfkit.data import corpus
 from hfkit.errors import HfkitError
 from hfkit.evaluation import accept, comparison, comparison_report, costs, measuring
@@ -298,9 +301,22 @@ def test_a_process_that_fails_or_ends_is_told(there: Path, monkeypatch: pytest.M
     rows = list(corpus.rows("runs/data", "test"))[:2]
     with pytest.raises(HfkitError, match="runs/nothere: no tokenizer can be loaded"):
         measuring.measure(scored(), rows, "runs/nothere")
-    monkeypatch.setattr(measuring, "_measure", die)
+    monkeypatch.setattr(measuring, "_answer", die)
     with pytest.raises(HfkitError, match="runs/small: the process that measured it was ended"):
         measuring.measure(scored(), rows, "runs/small")
+
+
+def hang(*_: Any) -> None:
+    time.sleep(3600)
+
+
+def test_a_signal_ends_the_process_that_measures_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "_answer", hang)
+    signal.signal(signal.SIGALRM, lambda *_: stopping._on_signal(signal.SIGTERM, None))
+    signal.alarm(2)
+    with pytest.raises(stopping.Stopped), stopping.handled():
+        measuring.measure(scored(), [], "runs/small")
+    assert multiprocessing.active_children() == []
 
 
 def test_each_model_has_the_memory_of_its_own_process(there: Path) -> None:

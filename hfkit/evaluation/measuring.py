@@ -3,8 +3,7 @@
 import multiprocessing
 import os
 import time
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import traceback
 from itertools import islice
 from logging import ERROR, getLogger
 from pathlib import Path
@@ -54,11 +53,20 @@ def measure(recipe: Any, rows: list[dict[str, Any]], place: str, prompts: list[s
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if context.get_start_method() == "forkserver":
         context.set_forkserver_preload([__name__])  # imports once for all models
+    answers, given = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(given, recipe, rows, place, prompts), daemon=True)
+    process.start()
+    given.close()
     try:
-        with ProcessPoolExecutor(1, context) as pool:
-            return pool.submit(_measure, recipe, rows, place, prompts).result()
-    except BrokenProcessPool:
+        answer = answers.recv()
+    except EOFError:
         raise HfkitError(f"{place}: the process that measured it was ended, most likely for want of memory") from None
+    finally:
+        process.kill()  # also where this run is stopped
+        process.join()
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer
 
 
 def costs_of(recipe: Any, place: str, data: str) -> dict[str, float | None]:
@@ -79,6 +87,18 @@ def judge(recipe: Any, metrics: dict[str, Any], base: dict[str, Any], places: di
         return accept.judged(recipe.accept, metrics, base)
     own, other = (costs_of(recipe, place, places["data"]) for place in (str(result), places["model"]))
     return accept.judged(recipe.accept, metrics | own, base | other)
+
+
+def _answer(given: Any, *asked: Any) -> None:
+    """Send what `_measure` returns or raises."""
+    try:
+        answer: Any = _measure(*asked)
+    except HfkitError as error:
+        answer = error
+    except Exception as error:
+        traceback.print_exc()  # it is lost on the way
+        answer = error
+    given.send(answer)
 
 
 def _measure(recipe: Any, rows: list[dict[str, Any]], place: str, prompts: list[str] | None) -> Measured:
