@@ -23,6 +23,18 @@ class Rejected(HfkitError):
     exit_code = 3
 
 
+def refuse(problems: Iterable[tuple[str, str]]) -> None:
+    """
+    Args:
+        problems: keys of a recipe, each with what is wrong about it.
+
+    Raises:
+        HfkitError: with all of them, if there are any.
+    """
+    if found := [f"{key}: {problem}" for key, problem in problems]:
+        raise HfkitError(*found)
+
+
 def reason(error: BaseException) -> str:
     """What a library's error says in one line, which may be its cause that says it."""
     told = error.__cause__ or error

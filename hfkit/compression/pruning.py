@@ -14,7 +14,6 @@ from hfkit.compression.settings import WIDTHS, Pruning
 from hfkit.compression.structure import check_slice, layers_name, sliced
 from hfkit.distillation.checks import of_layers
 from hfkit.distillation.settings import OF_LAYERS
-from hfkit.errors import HfkitError
 from hfkit.model.loading import auto_class_of, is_adapter, load_config
 from hfkit.model.quantized import empty_model
 
@@ -92,12 +91,3 @@ def prune(model: Any, pruning: Pruning, rows: torch.Tensor | None) -> tuple[Any,
 
 def _widths(pruning: Pruning) -> dict[str, Any]:
     return {name: getattr(pruning, name) for name in WIDTHS if getattr(pruning, name) is not None}
-
-
-def refuse(recipe: Any, place: str) -> None:
-    """
-    Raises:
-        HfkitError: with what `problems_with` finds.
-    """
-    if found := list(problems_with(recipe, place)):
-        raise HfkitError(*(f"{key}: {problem}" for key, problem in found))

@@ -17,7 +17,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
-from hfkit.errors import HfkitError, reason
+from hfkit.errors import HfkitError, reason, refuse
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -83,8 +83,7 @@ def sliced(
         HfkitError: where `check_slice` finds problems, or the layers differ in more than their weights.
     """
     wanted = dict(zip(WIDTHS, (hidden_size, intermediate_size, num_attention_heads, num_key_value_heads), strict=True))
-    if problems := list(check_slice(model.config, layers, **wanted)):
-        raise HfkitError(*(f"{key}: {problem}" for key, problem in problems))
+    refuse(check_slice(model.config, layers, **wanted))
     weights, prefix = model.state_dict(), f"{layers_name(model)}."
     layers = list(range(model.config.num_hidden_layers)) if layers is None else layers
     config = _smaller_config(model.config, layers, _sizes(model.config, wanted))

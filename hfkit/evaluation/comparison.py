@@ -63,12 +63,15 @@ def compared(
 def dominates(other: dict[str, Any], row: dict[str, Any], quality: str) -> bool:
     """Whether another model is at least as good in quality, size and speed, and better in one."""
     sign = -1 if quality in LOWER_IS_BETTER else 1
-    pairs = [
-        (sign * other[quality], sign * row[quality]),
-        (-(other["size_bytes"] or 0), -(row["size_bytes"] or 0)),
-        (other["tokens_per_second"], row["tokens_per_second"]),
-    ]
-    return all(theirs >= own for theirs, own in pairs) and any(theirs > own for theirs, own in pairs)
+    theirs, own = (
+        (sign * each[quality], -(each["size_bytes"] or 0), each["tokens_per_second"]) for each in (other, row)
+    )
+    return is_better(theirs, own)
+
+
+def is_better(theirs: tuple[float, ...], own: tuple[float, ...]) -> bool:
+    """Whether all of theirs are at least as high, and one is higher."""
+    return theirs != own and all(other >= each for other, each in zip(theirs, own, strict=True))
 
 
 def training_seconds(place: str) -> float | None:

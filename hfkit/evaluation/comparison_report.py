@@ -5,7 +5,7 @@ import io
 from collections.abc import Callable
 from typing import Any
 
-from hfkit.evaluation.comparison import LOWER_IS_BETTER
+from hfkit.evaluation.comparison import LOWER_IS_BETTER, is_better
 from hfkit.hub.markdown import cell, fenced, table
 
 COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
@@ -194,12 +194,4 @@ def _front(
     def as_gain(point: tuple[float, float, str]) -> tuple[float, float]:
         return (-point[0] if smaller_is_better else point[0]), (-point[1] if lower_is_better else point[1])
 
-    return [
-        point
-        for point in points
-        if not any(
-            all(a >= b for a, b in zip(as_gain(other), as_gain(point), strict=True))
-            and as_gain(other) != as_gain(point)
-            for other in points
-        )
-    ]
+    return [point for point in points if not any(is_better(as_gain(other), as_gain(point)) for other in points)]

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from hfkit.errors import HfkitError
+from hfkit.errors import refuse
 from hfkit.evaluation import accept
 from hfkit.evaluation.accept import Accept
 from hfkit.evaluation.settings import ScoredRecipe
@@ -64,8 +64,7 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     rows = outcomes.rows_of(recipe, places["data"])
     checks.refuse(recipe, rows, _models(places))
     if asked := _key_of_perplexity(recipe):
-        for key, problem in checks.of_tokens(_models(places), {}, asked):
-            raise HfkitError(f"{key}: {problem}")
+        refuse(checks.of_tokens(_models(places), {}, asked))
 
     # The models, one after the other
     found = comparison.compared(recipe, rows, _names(places), recipe.prompts)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from hfkit.compression.settings import Pruning, Recover, check_calibration, check_recover
+from hfkit.errors import refuse
 from hfkit.evaluation.accept import Accept
 from hfkit.evaluation.settings import ScoredRecipe
 from hfkit.ranks import on_main, say
@@ -79,7 +80,7 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     # Everything that can be wrong with what is there now, before a weight is loaded
     logging.disable_progress_bar()
     rows = outcomes.rows_of(recipe, places["data"])
-    pruning.refuse(recipe, places["model"])
+    refuse(pruning.problems_with(recipe, places["model"]))
     checks.refuse(recipe, rows, {"model": places["model"]})
 
     # The pruned model; a recovery that goes on finds it there

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from hfkit.compression.settings import check_calibration
-from hfkit.errors import HfkitError
+from hfkit.errors import refuse
 from hfkit.evaluation.accept import Accept
 from hfkit.evaluation.settings import ScoredRecipe
 from hfkit.ranks import say
@@ -77,8 +77,7 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     # Everything that can be wrong with what is there now, before a weight is loaded
     logging.disable_progress_bar()
     rows = outcomes.rows_of(recipe, places["data"])
-    for key, problem in quantization.problems_with(recipe, places["model"]):
-        raise HfkitError(f"{key}: {problem}")
+    refuse(quantization.problems_with(recipe, places["model"]))
     checks.refuse(recipe, rows, {"model": places["model"]})
     found = calibration.texts_of(recipe, places, rows) if recipe.calibration is not None else []
     texts = list(islice(found, recipe.calibration_rows))
