@@ -19,6 +19,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, Trainer, TrainingA
 
 import hfkit
 from hfkit.model import HfkitConfig, HfkitForCausalLM, HfkitForSequenceClassification
+from hfkit.model.modeling_hfkit import CACHE
 
 TASKS = ("", "ForCausalLM", "ForSequenceClassification")
 Batch = dict[str, Any]
@@ -92,10 +93,12 @@ def test_added_positions_tell_equal_tokens_apart(positions: str) -> None:
 
 
 @each_position
-def test_text_read_in_two_pieces_gives_the_same_logits(positions: str) -> None:
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_text_read_in_two_pieces_gives_the_same_logits(name: str, positions: str) -> None:
+    """By the name that transformers gives the cache since 5.24, and by the older one."""
     model, input_ids = tiny_model(position_embedding_type=positions), random_ids(2, 12)
-    whole, cache = logits_of(model, input_ids), model(input_ids[:, :7]).past_key_values
-    assert_close(logits_of(model, input_ids[:, 7:], past_key_values=cache, logits_to_keep=3), whole[:, -3:])
+    whole, cache = logits_of(model, input_ids), model(input_ids[:, :7])[CACHE]
+    assert_close(logits_of(model, input_ids[:, 7:], **{name: cache}, logits_to_keep=3), whole[:, -3:])
 
 
 @each_position

@@ -16,6 +16,7 @@ from transformers import Cache, DynamicCache
 
 from hfkit.errors import HfkitError
 from hfkit.evaluation.batches import padded
+from hfkit.model.modeling_hfkit import CACHE
 
 
 class Rules(NamedTuple):
@@ -169,7 +170,7 @@ def _read(model: Any, rows: list[Row], rules: Rules) -> DynamicCache:
     ids, mask = (each.to(model.device) for each in padded([row.prompt for row in rows], rules.pad_token_id, "left"))
     read = DynamicCache(config=model.config)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    _forward(model, rows, rules, input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=read)
+    _forward(model, rows, rules, input_ids=ids, attention_mask=mask, position_ids=positions, **{CACHE: read})
     return read
 
 
@@ -182,7 +183,7 @@ def _step(model: Any, rows: list[Row], slots: Slots, rules: Rules) -> None:
     if model.config._attn_implementation == "sdpa":
         mask = mask[:, None, None]  # as the model would make it, (rows, heads, query, width)
     slots.expect(places[:, 0], width)
-    _forward(model, rows, rules, input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=slots)
+    _forward(model, rows, rules, input_ids=ids, attention_mask=mask, position_ids=places, **{CACHE: slots})
 
 
 def _forward(model: Any, rows: list[Row], rules: Rules, **inputs: Any) -> None:

@@ -17,6 +17,7 @@ from transformers.cache_utils import DynamicLayer
 from hfkit.data.tasks import prompt_ids
 from hfkit.evaluation.batches import Results, dealt, in_batches, padded
 from hfkit.evaluation.decoding import Rules, decode
+from hfkit.model.modeling_hfkit import CACHE
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -89,8 +90,7 @@ def plain_decoder(model: Any) -> Any:
         or kind.generate is not GenerationMixin.generate
         or kind.prepare_inputs_for_generation is not GenerationMixin.prepare_inputs_for_generation
         or not kind._can_compile_fullgraph  # those that do take any cache, and a mask over keys to come
-        or not {"position_ids", "past_key_values", "logits_to_keep"}
-        <= inspect.signature(model.forward).parameters.keys()
+        or not {"position_ids", CACHE, "logits_to_keep"} <= inspect.signature(model.forward).parameters.keys()
     ):
         return None
     layers = DynamicCache(config=model.config).layers

@@ -28,6 +28,10 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_hfkit import HfkitConfig
 
+# The keys and values of earlier tokens are called `cache` since transformers 5.24, and were `past_key_values` before:
+# the model takes both names, and gives them back under that of the version at hand.
+CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
+
 
 class HfkitRMSNorm(nn.Module):
     """Root-mean-square normalisation (arXiv 1910.07467), computed in float32."""
@@ -165,7 +169,7 @@ class HfkitAttention(nn.Module):
         hidden_states: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None,
         attention_mask: torch.Tensor | None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs: Unpack[FlashAttentionKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         input_shape = hidden_states.shape[:-1]
@@ -176,8 +180,8 @@ class HfkitAttention(nn.Module):
 
         if position_embeddings is not None:
             query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
 
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -210,14 +214,14 @@ class HfkitDecoderLayer(GradientCheckpointingLayer):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         attn_output, _ = self.self_attn(
             self.input_layernorm(hidden_states),
             position_embeddings=position_embeddings,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            cache=cache,
             **kwargs,
         )
         hidden_states = hidden_states + attn_output
@@ -232,7 +236,7 @@ class HfkitPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["HfkitDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["cache", "past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -277,39 +281,35 @@ class HfkitModel(HfkitPreTrainedModel):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
+        cache = past_key_values if cache is None else cache
         sequence = inputs_embeds.shape[1]
         has_padding_mask = isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2
         if position_ids is None and has_padding_mask and self.config.position_embedding_type != "rope":
             # Absolute positions count from the first token, wherever the padding ends.
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -sequence:]
         elif position_ids is None:
-            seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+            seen = cache.get_seq_length() if cache is not None else 0
             position_ids = (torch.arange(sequence, device=inputs_embeds.device) + seen).unsqueeze(0)
 
         # `generate` hands over a mask per layer type that it prepared itself; all of our layers are of one type.
         if isinstance(attention_mask, dict):
             causal_mask = attention_mask["full_attention"]
         else:
-            causal_mask = create_causal_mask(
-                config=self.config,
-                inputs_embeds=inputs_embeds,
-                attention_mask=attention_mask,
-                past_key_values=past_key_values,
-                position_ids=position_ids,
-            )
+            causal_mask = create_causal_mask(self.config, inputs_embeds, attention_mask, cache, position_ids)
 
         # After the mask: with a cache at hand, transformers does not look for packed documents.
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
 
         hidden_states, position_embeddings = inputs_embeds, None
         if self.config.position_embedding_type == "rope":
@@ -322,14 +322,11 @@ class HfkitModel(HfkitPreTrainedModel):
                 attention_mask=causal_mask,
                 position_embeddings=position_embeddings,
                 position_ids=position_ids,
-                past_key_values=past_key_values,
+                cache=cache,
                 use_cache=use_cache,
                 **kwargs,
             )
-        return BaseModelOutputWithPast(
-            last_hidden_state=self.norm(hidden_states),
-            past_key_values=past_key_values if use_cache else None,
-        )
+        return BaseModelOutputWithPast(self.norm(hidden_states), cache if use_cache else None)
 
 
 class HfkitForCausalLM(HfkitPreTrainedModel, GenerationMixin):
@@ -352,11 +349,12 @@ class HfkitForCausalLM(HfkitPreTrainedModel, GenerationMixin):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
         """Logits of the last `logits_to_keep` positions (0: all), and with `labels` the cross-entropy.
@@ -368,7 +366,7 @@ class HfkitForCausalLM(HfkitPreTrainedModel, GenerationMixin):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=past_key_values if cache is None else cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,
@@ -378,13 +376,7 @@ class HfkitForCausalLM(HfkitPreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        return CausalLMOutputWithPast(loss, logits, outputs.get(CACHE), outputs.hidden_states, outputs.attentions)
 
 
 class HfkitForSequenceClassification(HfkitPreTrainedModel):
@@ -403,11 +395,12 @@ class HfkitForSequenceClassification(HfkitPreTrainedModel):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutputWithPast:
         """Logits, and with `labels` the loss of the configuration's `problem_type`.
@@ -419,7 +412,7 @@ class HfkitForSequenceClassification(HfkitPreTrainedModel):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=past_key_values if cache is None else cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,
@@ -443,11 +436,7 @@ class HfkitForSequenceClassification(HfkitPreTrainedModel):
             if num_items_in_batch is not None and self.config.problem_type != "single_label_classification":
                 loss = loss * labels.numel() / num_items_in_batch
         return SequenceClassifierOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+            loss, logits, outputs.get(CACHE), outputs.hidden_states, outputs.attentions
         )
 
 
