@@ -168,7 +168,7 @@ def _part(text: str) -> str | int:
 def _made_from(node: Node) -> dict[str, Any]:
     """What the result depends on: compared with what a folder on disk was made from."""
     inputs = {key.split(".")[0] for key in node.inputs}
-    written = node.recipe.model_dump(mode="json", exclude_defaults=True, exclude={"output_dir", *inputs})
+    written = node.recipe.model_dump(mode="json", exclude_defaults=True, exclude={"output_dir", "push", *inputs})
     fingerprints = {}
     for key, value in node.inputs.items():
         if isinstance(value, Node):

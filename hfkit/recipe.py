@@ -38,12 +38,32 @@ class StageRecipe(RecipePart):
     )
 
 
+class Push(RecipePart):
+    """A repository on the Hub that the finished folder goes to. The token comes from the environment."""
+
+    repo: str = pydantic.Field(description="Its id, `name` or `organization/name`. It is made if it is not there.")
+    private: bool = pydantic.Field(False, description="Make a new repository that others cannot see.")
+    revision: str | None = pydantic.Field(None, min_length=1, description="A branch. By default the main one.")
+
+    @pydantic.field_validator("repo")
+    @classmethod
+    def _valid_id(cls, repo: str) -> str:
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils import validate_repo_id
+
+        try:
+            validate_repo_id(repo)
+        except HFValidationError as error:
+            raise ValueError(str(error)) from None
+        return repo
+
+
 def is_there(place: str, planned: StageRecipe | None) -> bool:
     """Whether an input is a folder to look at: where a recipe makes it, a finished one, by the recipe as it is now."""
     if planned is None:
         return Path(place).is_dir()
     made = manifest.read_json(Path(place))
-    return made is not None and made["recipe"] == json.loads(planned.model_dump_json())
+    return made is not None and made["recipe"] == json.loads(planned.model_dump_json(exclude={"push"}))
 
 
 AnyRecipe = TypeVar("AnyRecipe", bound=StageRecipe)

@@ -130,7 +130,7 @@ def _content(node: graph.Node) -> dict[str, Any]:
         "name": node.source.path.stem,
         "folder": str(node.output_dir),
         "stage": node.recipe.stage,
-        "recipe": json.loads(node.recipe.model_dump_json()),
+        "recipe": json.loads(node.recipe.model_dump_json(exclude={"push"})),
         "inputs": inputs,
         "made_from": node.made_from,
         "fingerprint": node.fingerprint,

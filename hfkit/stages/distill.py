@@ -13,7 +13,7 @@ from hfkit.distillation.settings import FromTeacher, Loss, Targets
 from hfkit.evaluation import accept
 from hfkit.evaluation.accept import Accept
 from hfkit.ranks import on_main, say
-from hfkit.recipe import Input, Section, StageRecipe
+from hfkit.recipe import Input, Push, Section, StageRecipe
 from hfkit.training.settings import TRAIN, BadSteps
 
 MAKES, DISTRIBUTED = "model", True
@@ -66,6 +66,7 @@ class Recipe(TaskRecipe):
     trust_remote_code: bool = pydantic.Field(False, description="Run the code that comes with a model.")
     bad_steps: BadSteps = pydantic.Field(BadSteps(), description="What to do about steps whose numbers are bad.")
     accept: Accept = {}
+    push: Push | None = None
     train: Annotated[dict[str, Any], TRAIN]
 
 

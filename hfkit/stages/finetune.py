@@ -15,7 +15,7 @@ from hfkit.errors import HfkitError
 from hfkit.evaluation import accept
 from hfkit.evaluation.accept import Accept
 from hfkit.ranks import on_main, say, world_size
-from hfkit.recipe import Input, Section, StageRecipe, is_there
+from hfkit.recipe import Input, Push, Section, StageRecipe, is_there
 from hfkit.training.settings import TRAIN, BadSteps
 
 MAKES, DISTRIBUTED = "model", True
@@ -49,6 +49,7 @@ class Recipe(TaskRecipe):
     trust_remote_code: bool = pydantic.Field(False, description="Run the code that comes with the model.")
     bad_steps: BadSteps = pydantic.Field(BadSteps(), description="What to do about steps whose numbers are bad.")
     accept: Accept = {}
+    push: Push | None = None
     train: Annotated[dict[str, Any], TRAIN]
 
     @pydantic.model_validator(mode="after")

@@ -17,7 +17,7 @@ from hfkit.data.sources import Source
 from hfkit.errors import HfkitError, did_you_mean
 from hfkit.manifest import sha256_of
 from hfkit.ranks import say
-from hfkit.recipe import RecipePart, StageRecipe
+from hfkit.recipe import Push, RecipePart, StageRecipe
 
 MAKES, DISTRIBUTED = "data set", False
 SPLITS = ("train", "validation", "test")
@@ -56,6 +56,7 @@ class Recipe(StageRecipe):
     )
     min_characters: int = pydantic.Field(1, ge=1, description="Drop rows with less text.")
     bad_rows: BadRows | None = pydantic.Field(None, description="By default the first unreadable row stops the run.")
+    push: Push | None = None
 
 
 def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> Iterator[tuple[str, str]]:

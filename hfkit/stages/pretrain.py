@@ -11,7 +11,7 @@ from hfkit.data import corpus
 from hfkit.data.tokenizer import load_tokenizer
 from hfkit.errors import HfkitError
 from hfkit.ranks import on_main, say, world_size
-from hfkit.recipe import Input, Section, StageRecipe
+from hfkit.recipe import Input, Push, Section, StageRecipe
 from hfkit.training.settings import TRAIN, BadSteps
 
 MAKES, DISTRIBUTED = "model", True
@@ -46,6 +46,7 @@ class Recipe(StageRecipe):
         None, description="Texts to continue at the end. By default the beginnings of three test documents."
     )
     bad_steps: BadSteps = pydantic.Field(BadSteps(), description="What to do about steps whose numbers are bad.")
+    push: Push | None = None
     train: Annotated[dict[str, Any], TRAIN]
 
 

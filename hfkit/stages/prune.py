@@ -11,7 +11,7 @@ from hfkit.errors import refuse
 from hfkit.evaluation.accept import Accept
 from hfkit.evaluation.settings import ScoredRecipe
 from hfkit.ranks import on_main, say
-from hfkit.recipe import Input, StageRecipe
+from hfkit.recipe import Input, Push, StageRecipe
 from hfkit.training.settings import TRAIN, BadSteps
 
 MAKES, DISTRIBUTED = "model", True
@@ -37,6 +37,7 @@ class Recipe(ScoredRecipe):
     train: Annotated[dict[str, Any] | None, TRAIN] = None
     bad_steps: BadSteps = pydantic.Field(BadSteps(), description="What to do about steps whose numbers are bad.")
     accept: Accept = {}
+    push: Push | None = None
 
     @pydantic.model_validator(mode="after")
     def _keys_that_fit(self) -> "Recipe":

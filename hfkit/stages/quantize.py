@@ -12,7 +12,7 @@ from hfkit.errors import refuse
 from hfkit.evaluation.accept import Accept
 from hfkit.evaluation.settings import ScoredRecipe
 from hfkit.ranks import say
-from hfkit.recipe import Input, Section, StageRecipe
+from hfkit.recipe import Input, Push, Section, StageRecipe
 
 MAKES, DISTRIBUTED = "model", False
 _BY_HFKIT = "it is made of `calibration`"
@@ -45,6 +45,7 @@ class Recipe(ScoredRecipe):
     calibration_split: Literal["train", "validation", "test"] = "train"
     calibration_rows: int = pydantic.Field(128, ge=1, description="Documents of that text.")
     accept: Accept = {}
+    push: Push | None = None
 
 
 def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> Iterator[tuple[str, str]]:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from hfkit.data import corpus
 from hfkit.errors import HfkitError
 from hfkit.ranks import say
-from hfkit.recipe import Input, StageRecipe
+from hfkit.recipe import Input, Push, StageRecipe
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -50,6 +50,7 @@ class Recipe(StageRecipe):
     )
     add_bos: bool = pydantic.Field(True, description="Begin every encoded text with <bos>.")
     add_eos: bool = pydantic.Field(False, description="End every encoded text with <eos>. Off, so that prompts go on.")
+    push: Push | None = None
 
 
 def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> Iterator[tuple[str, str]]:
