@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.hub_double import hub  # noqa: F401
 from tests.toy import write_world
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
