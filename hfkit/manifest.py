@@ -117,6 +117,16 @@ def digest_of(files: dict[str, dict[str, Any]]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
+def changed_files(folder: Path, made: dict[str, Any]) -> list[str]:
+    """The files of a finished folder that are missing, or no longer what they were, but for its reports."""
+    return [
+        name
+        for name, entry in made["files"].items()
+        if name not in DIGEST_EXCLUDES
+        and (not (folder / name).is_file() or sha256_of(folder / name) != entry["sha256"])
+    ]
+
+
 def content_of(place: str) -> str:
     """What identifies the content of an input: the digest of a folder, or an id on the Hub as it is."""
     folder = Path(place)

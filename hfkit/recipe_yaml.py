@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from hfkit import privacy
 from hfkit.errors import HfkitError, did_you_mean
 
 Key = tuple[str | int, ...]
@@ -77,6 +78,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Source:
     except (OSError, UnicodeDecodeError) as error:
         raise HfkitError(f"{path}: cannot be read: {error}") from None
     source = Source(path)
+    _refuse_secrets(path, text, overrides)
     node = _compose(text, str(path))
     if not isinstance(node, yaml.MappingNode):
         raise HfkitError(f"{path}: not a recipe: a recipe is a mapping with a `stage:` key, such as `stage: pretrain`")
@@ -87,6 +89,19 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Source:
         problem = f"{path}: not a recipe: it has no `stage:` key, such as `stage: pretrain`"
         raise HfkitError(*source.problems, problem)
     return source
+
+
+def _refuse_secrets(path: Path, text: str, overrides: Sequence[str]) -> None:
+    """Before anything of a recipe is shown or kept: what it says lands in manifests, cards and messages."""
+    lines = [(f"{path}:{number}", line) for number, line in enumerate(text.splitlines(), 1)]
+    lines += [("command line", override) for override in overrides]
+    problems = [
+        f"{where}: holds a token or password; delete it: tokens come from the environment or `hf auth login`"
+        for where, line in lines
+        if privacy.holds_secret(line)
+    ]
+    if problems:
+        raise HfkitError(*problems)
 
 
 def _compose(text: str, origin: str) -> yaml.Node | None:

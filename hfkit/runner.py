@@ -11,7 +11,9 @@ from typing import Any
 from hfkit import graph, manifest, states
 from hfkit.errors import HfkitError
 from hfkit.evaluation import accept
+from hfkit.hub import lineage
 from hfkit.hub.card import write_card
+from hfkit.privacy import without_secrets
 from hfkit.ranks import is_main, on_main, say
 
 
@@ -25,11 +27,14 @@ def run(path: Path, overrides: Sequence[str] = (), **ways: bool) -> None:
     """
     target = graph.resolve(path, overrides)
     todo = on_main("plan", lambda: states.what_runs(target, **ways))
+    on_main("token", lambda: _refuse_push(target, todo))
     if not todo:
         say(f"{target.output_dir} is up to date with {path}: nothing to do.")
     for node in graph.in_order(target):
         folder = node.output_dir
         if str(folder) not in todo:
+            if node is target:
+                on_main(f"push {folder}", lambda node=node: _push(node))  # type: ignore[misc]
             if is_main() and (folder / manifest.STARTED).exists():  # killed while tidying
                 with manifest.locked(folder):
                     _tidy(folder)
@@ -37,6 +42,7 @@ def run(path: Path, overrides: Sequence[str] = (), **ways: bool) -> None:
         say(f"\n== {node.recipe.stage}: {node.source.path} -> {folder}")
         if not node.stage.DISTRIBUTED:
             on_main(f"run {folder}", lambda node=node: _make(node))  # type: ignore[misc]
+            on_main(f"push {folder}", lambda node=node: _push(node))  # type: ignore[misc]
             continue
         with manifest.locked(folder) if is_main() else contextlib.nullcontext():
             begun = time.time()
@@ -49,6 +55,31 @@ def run(path: Path, overrides: Sequence[str] = (), **ways: bool) -> None:
                 raise
             missed = on_main(f"finish {folder}", lambda: _finish(node, folder, metrics, begun))  # noqa: B023 called here
         _reject(node, missed)
+        on_main(f"push {folder}", lambda node=node: _push(node))  # type: ignore[misc]
+
+
+def _refuse_push(target: graph.Node, todo: dict[str, states.State]) -> None:
+    """A run of hours should not end with what could be known before it: that there is no token to push with."""
+    if any(getattr(node.recipe, "push", None) for node in graph.in_order(target) if str(node.output_dir) in todo):
+        from hfkit.hub import push
+
+        push.token()
+
+
+def _push(node: graph.Node) -> None:
+    """Push a finished folder where its recipe asks for it. It is finished, whatever becomes of the push."""
+    wanted = getattr(node.recipe, "push", None)
+    if wanted is None:
+        return
+    from hfkit.hub import push
+
+    asked = (wanted.repo, wanted.private, wanted.revision)
+    try:
+        say(f"  {push.push(node.output_dir, *asked)}")
+    except Exception as error:
+        told = str(error) if isinstance(error, HfkitError) else f"{type(error).__name__}: {error}"
+        say(f"  WARNING: {without_secrets(told)}")
+        say(f"  {node.output_dir} is finished, but not pushed. Push it later: {push.command(node.output_dir, *asked)}")
 
 
 def _make(node: graph.Node) -> None:
@@ -122,14 +153,13 @@ def _tidy(folder: Path) -> None:
 
 def _content(node: graph.Node) -> dict[str, Any]:
     """What a manifest says of how the folder is made."""
-    inputs = {}
-    for key, place in node.places().items():
-        made = manifest.read_json(Path(place)) or {}
-        inputs[key] = {"place": place, "stage": made.get("stage"), "digest": made.get("digest")}
+    of_folders = node.made_from["inputs"]  # where hfkit did not make them, it is the digest of their files
+    inputs = {key: lineage.record(place, of_folders.get(key)) for key, place in node.places().items()}
     return {
         "name": node.source.path.stem,
         "folder": str(node.output_dir),
         "stage": node.recipe.stage,
+        "makes": node.stage.MAKES,
         "recipe": json.loads(node.recipe.model_dump_json(exclude={"push"})),
         "inputs": inputs,
         "made_from": node.made_from,

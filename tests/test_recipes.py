@@ -48,33 +48,49 @@ def test_the_main_job_runs_from_nothing(
     assert cli.main(["run", recipe, *SHORT]) == 0
     assert "runs/pretrain is up to date" in capsys.readouterr().out
 
-    # What comes after it: two steps of each fine-tuning, and an evaluation of a few rows.
+    # What comes after it, on a few rows of the same data: two steps of each training, and an evaluation.
     steps = [option for option in SHORT if "save_strategy" not in option]
-    for name in ("finetune", "classify"):
-        path = str(ROOT / "recipes" / f"{name}.yaml")
-        assert cli.main(["run", path, "model=runs/pretrain", "train.num_train_epochs=1", *steps]) == 0
+    for name, rows in (("data", 40), ("functions", 1000), ("packages", 1000)):
+        few = [f"sources.0.limit={rows}", "split.validation=0.2", "split.test=0.2", f"output_dir=runs/few-{name}"]
+        assert cli.main(["run", str(ROOT / "recipes" / f"{name}.yaml"), *few]) == 0
+    for name, data in (("finetune", "functions"), ("classify", "packages")):
+        options = ["model=runs/pretrain", f"data=runs/few-{data}", "train.num_train_epochs=1"]
+        assert cli.main(["run", str(ROOT / "recipes" / f"{name}.yaml"), *options, *steps]) == 0
     shown = next(line for line in commands() if line.startswith("hfkit run recipes/distill.yaml"))
     distill, *options = [str(ROOT / "recipes" / "distill.yaml"), *shlex.split(shown)[3:]]
+    data = "data=runs/few-data"
     for more in ([], [*options, "output_dir=runs/cut"]):
-        assert cli.main(["run", distill, "teacher=runs/pretrain", *SHORT, *more]) == 0
+        assert cli.main(["run", distill, "teacher=runs/pretrain", data, *SHORT, *more]) == 0
     metrics = json.loads(Path("runs/distill/metrics.json").read_text(encoding="utf-8"))
     assert 0 < metrics["retention"] < 1 and "gap_closed" in metrics
 
     # Smaller models, of a few rows, whatever they have lost.
-    few = ["model=runs/pretrain", "limit=2", "accept={}"]
+    few = ["model=runs/pretrain", data, "limit=2", "accept={}"]
     shown = next(line for line in commands() if line.startswith("hfkit run recipes/prune.yaml"))
     prune, *options = [str(ROOT / "recipes" / "prune.yaml"), *shlex.split(shown)[3:]]
     for more in ([], [*options, "output_dir=runs/masked"]):
-        assert cli.main(["run", prune, *few, "calibration_rows=4", *SHORT, *more]) == 0
+        assert cli.main(["run", prune, *few, "calibration=runs/few-data", "calibration_rows=4", *SHORT, *more]) == 0
     for name in ("quantize", "quantize-nf4"):
         assert cli.main(["run", str(ROOT / "recipes" / f"{name}.yaml"), *few]) == 0
     models = [f"models.{place}=runs/{name}" for place, name in enumerate(("pretrain", "distill", "prune", "quantize"))]
     compare = str(ROOT / "recipes" / "compare.yaml")
-    assert cli.main(["run", compare, *models, "models.4=runs/quantize-nf4", "limit=2"]) == 0
+    assert cli.main(["run", compare, *models, "models.4=runs/quantize-nf4", data, "limit=2"]) == 0
     assert "<svg" in Path("runs/compare/report.html").read_text(encoding="utf-8")
     assert {path.name for path in Path("runs/finetune").iterdir()} >= {"adapter_model.safetensors", "merged"}
     evaluate = str(ROOT / "recipes" / "evaluate.yaml")
-    assert cli.main(["run", evaluate, "model=runs/finetune", "limit=4", "generation.max_new_tokens=4"]) == 0
+    assert (
+        cli.main(
+            [
+                "run",
+                evaluate,
+                "model=runs/finetune",
+                "data=runs/few-functions",
+                "limit=4",
+                "generation.max_new_tokens=4",
+            ]
+        )
+        == 0
+    )
     assert len(Path("runs/evaluate/predictions.jsonl").read_text(encoding="utf-8").splitlines()) == 4
 
 

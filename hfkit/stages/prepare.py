@@ -16,6 +16,7 @@ from hfkit.data.columns import BadRow, Columns, Kind, Row
 from hfkit.data.sources import Source
 from hfkit.errors import HfkitError, did_you_mean
 from hfkit.manifest import sha256_of
+from hfkit.privacy import without_places
 from hfkit.ranks import say
 from hfkit.recipe import Push, RecipePart, StageRecipe
 
@@ -107,7 +108,7 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     ):
         for source, row in ((each, row) for each in first for row in sources.read(each, columns)):
             bar.update()
-            row = row._replace(origin=_printable(row.origin))
+            row = row._replace(origin=_printable(without_places(row.origin)))
             if isinstance(row, BadRow):
                 if recipe.bad_rows is None:
                     remedy = "mend the row, or allow a share of bad rows: `bad_rows: {skip: 0.01}`"

@@ -23,17 +23,18 @@ class ClassificationTrainer(ResumableTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """`<prefix>_loss` in nats an example, `<prefix>_accuracy` and `<prefix>_f1` (macro), over all examples."""
+        """`<prefix>_loss` in nats an example, `<prefix>_accuracy` and `<prefix>_f1` (macro), over all examples; after
+        training these with `_low` and `_high`, their 95 % intervals."""
         examples = self.eval_dataset if eval_dataset is None else eval_dataset
         with self.pause(), own_random_numbers(self.args.device):
             nats, predicted, expected = self._predict(examples, f"evaluating {metric_key_prefix}")
-        f1 = load_metric("f1").compute(predictions=predicted, references=expected, average="macro") or {}
-        right = sum(one == other for one, other in zip(predicted, expected, strict=True))
-        metrics = {
-            f"{metric_key_prefix}_loss": nats / len(expected),
-            f"{metric_key_prefix}_accuracy": right / len(expected),
-            f"{metric_key_prefix}_f1": float(f1["f1"]),
-        }
+        metrics = {f"{metric_key_prefix}_loss": nats / len(expected)}
+        for name, options in (("accuracy", {}), ("f1", {"average": "macro"})):
+            found = load_metric(name).statistics(predicted, expected, **options)
+            metrics[f"{metric_key_prefix}_{name}"] = float(found.scores()[name])
+            if metric_key_prefix != "eval":
+                low, high = map(float, found.intervals()[name])
+                metrics |= {f"{metric_key_prefix}_{name}_low": low, f"{metric_key_prefix}_{name}_high": high}
         if metric_key_prefix == "eval":
             self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -7,9 +7,11 @@ from transformers import PreTrainedTokenizerBase
 
 from hfkit.data import corpus
 from hfkit.data.tasks import reference
-from hfkit.evaluation import load_metric
+from hfkit.evaluation import scoring
 from hfkit.evaluation.generation import answers
 from hfkit.ranks import on_main
+
+SCORES = ("rouge1", "rouge2", "rougeL", "bleu", "exact_match")
 
 
 class TaskMetrics:
@@ -24,18 +26,17 @@ class TaskMetrics:
         self.recipe, self.data, self.tokenizer, self.batch_size = recipe, data, tokenizer, batch_size
 
     def __call__(self, model: Any, split: str, count: int) -> dict[str, float]:
-        """Of the first `count` rows of a split. Call it on every process."""
+        """Of the first `count` rows of a split; of the test split with intervals. Call it on every process."""
         rows = list(itertools.islice(corpus.rows(self.data, split), count))
         predictions = answers(self.recipe, rows, model, self.tokenizer, self.batch_size, self.recipe.sequence_length)
-        return on_main("task metrics", lambda: score(predictions, [reference(self.recipe, row) for row in rows]))
+        references = [reference(self.recipe, row) for row in rows]
+        return on_main("task metrics", lambda: score(predictions, references, intervals=split == "test"))
 
 
-def score(predictions: list[str], references: list[list[str]]) -> dict[str, float]:
-    """ROUGE (0 to 1), BLEU (0 to 100) and exact match (0 to 1)."""
-    rouge = load_metric("rouge").compute(predictions=predictions, references=references) or {}
-    bleu = load_metric("sacrebleu").compute(predictions=predictions, references=references) or {}
-    first = [each[0] for each in references]
-    exact = load_metric("exact_match").compute(predictions=predictions, references=first) or {}
-    found = {"rouge1": rouge["rouge1"], "rouge2": rouge["rouge2"], "rougeL": rouge["rougeL"]}
-    found |= {"bleu": bleu["score"], "exact_match": exact["exact_match"]}
-    return {name: float(value) for name, value in found.items()}
+def score(predictions: list[str], references: list[list[str]], intervals: bool = False) -> dict[str, float]:
+    """ROUGE (0 to 1), BLEU (0 to 100) and exact match (0 to 1); with `_low` and `_high` their 95 % intervals."""
+    found = scoring.statistics(["rouge", "bleu", "exact_match"], predictions, references)
+    known = scoring.scores(found) if intervals else {}
+    for name, each in found.items():
+        known |= {name if key == "score" else key: float(value) for key, value in each.scores().items()}
+    return {name: value for name, value in known.items() if name.removesuffix("_low").removesuffix("_high") in SCORES}

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -13,6 +14,7 @@ from transformers import TrainingArguments
 
 from hfkit.data.packing import IGNORED, PackedRows
 from hfkit.errors import HfkitError
+from hfkit.evaluation.intervals import bootstrap
 from hfkit.model.heads import compute_loss_with, is_plain
 from hfkit.ranks import is_main
 from hfkit.training.chunked_head import chunk_tokens, chunked_head
@@ -107,7 +109,7 @@ class HfkitTrainer(ResumableTrainer):
         """
         rows: PackedRows = self.eval_dataset if eval_dataset is None else eval_dataset
         with self.pause(), own_random_numbers(self.args.device):
-            found = self.token_metrics(rows, f"evaluating {metric_key_prefix}")
+            found = self.token_metrics(rows, f"evaluating {metric_key_prefix}", intervals=metric_key_prefix != "eval")
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         if metric_key_prefix == "eval":  # in training; what follows it stands in metrics.json
             if self.task_metrics is not None:
@@ -117,25 +119,37 @@ class HfkitTrainer(ResumableTrainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def token_metrics(self, rows: PackedRows, title: str, model: Any = None) -> dict[str, float]:
-        """`loss`, `perplexity` and `bits_per_byte` of rows under a model, by default the one that is trained."""
-        nats, tokens = self._token_sums(rows, title, model)
-        return {
-            "loss": nats / tokens,
-            "perplexity": math.exp(min(nats / tokens, 700)),
-            "bits_per_byte": nats / math.log(2) / rows.bytes,
-        }
+    def token_metrics(
+        self, rows: PackedRows, title: str, model: Any = None, intervals: bool = True
+    ) -> dict[str, float]:
+        """`loss`, `perplexity` and `bits_per_byte` of rows under a model, by default the one that is trained.
+
+        With `intervals` also their 95 % intervals over the rows of tokens, `loss_low`, `loss_high` and so on; each row
+        is taken to have as many bytes a token as the whole.
+        """
+        sums = self._token_sums(rows, title, model)
+        bits_per_byte = sums[:, 1].sum() / math.log(2) / rows.bytes  # of a loss of one nat a token
+
+        def combine(total: np.ndarray) -> dict[str, float]:
+            loss = float(total[0] / max(total[1], 1))
+            return {"loss": loss, "perplexity": math.exp(min(loss, 700)), "bits_per_byte": loss * bits_per_byte}
+
+        found = combine(sums.sum(0))
+        if intervals and math.isfinite(found["loss"]):
+            for name, (low, high) in bootstrap(sums, combine).items():
+                found |= {f"{name}_low": low, f"{name}_high": high}
+        return found
 
     @torch.no_grad()
-    def _token_sums(self, rows: PackedRows, title: str, model: Any) -> tuple[float, int]:
-        """The sum of the losses in nats, and the number of predicted tokens, over all processes."""
+    def _token_sums(self, rows: PackedRows, title: str, model: Any) -> np.ndarray:
+        """Of each row the sum of the losses in nats and the number of predicted tokens, (rows, 2)."""
         loader = self.get_eval_dataloader(rows)
         if model is None:
             # Not the compiled model: a second graph costs more time than it saves. A sharded one runs wrapped only.
             model = self.model_wrapped if self.is_fsdp_enabled or self.is_deepspeed_enabled else self.model
         was_training = model.training
         model.eval()
-        nats, tokens = 0.0, 0
+        found = []
         for batch in tqdm(loader, desc=title, leave=False, mininterval=1, disable=not is_main()):
             if self.is_in_train and self._agree_to_stop():
                 raise StoppedInEvaluation
@@ -145,10 +159,9 @@ class HfkitTrainer(ResumableTrainer):
             counts = (labels != IGNORED).sum(-1)
             # One number a row: this drops the rows that were repeated to fill the last batch of all processes.
             sums, counts = self.accelerator.gather_for_metrics((sums, counts))
-            nats += sums.double().sum().item()
-            tokens += int(counts.sum().item())
+            found.append(torch.stack([sums.double(), counts.double()], dim=1).cpu().numpy())
         model.train(was_training)
-        return nats, tokens
+        return np.concatenate(found)
 
 
 def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,81 @@
+"""The lines of a card that use what a folder holds. They run as they stand, where hfkit is not installed."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+from hfkit.data import corpus
+from hfkit.manifest import read_json
+from hfkit.model.loading import is_adapter
+
+WORDS = 4  # of a text to go on with
+
+
+def snippet(folder: Path, content: dict[str, Any], place: str) -> str:
+    """
+    Args:
+        folder: where the files lie.
+        content: what its manifest says, or will say.
+        place: what the folder is called in the lines: a path, or an id on the Hub.
+    """
+    text, name = json.dumps(beginning(content), ensure_ascii=False), json.dumps(place)
+    if content["makes"] == "data set":
+        columns = ", ".join(content["recipe"].get("columns", {"text": ""}))
+        return f"from datasets import load_dataset\n\ndata = load_dataset({name})  # columns: {columns}\nprint(data)"
+    if content["makes"] == "tokenizer":
+        return (
+            f"from transformers import AutoTokenizer\n\ntokenizer = AutoTokenizer.from_pretrained({name})\n"
+            f"print(tokenizer.tokenize({text}))"
+        )
+    if content["makes"] == "evaluation":
+        file = "report.json" if content["stage"] == "compare" else "metrics.json"
+        return f'import json\n\nfound = json.load(open("{place}/{file}"))'
+    config = read_json(folder, "config.json") or {}
+    if content["recipe"].get("task") == "classify":
+        if is_adapter(str(folder)):
+            return _adapted_classifier(folder, name, text)
+        return (
+            f'from transformers import pipeline\n\nclassify = pipeline("text-classification", {name}, '
+            f"trust_remote_code=True)\nprint(classify({text}))"
+        )
+    if config.get("is_encoder_decoder"):
+        return _sequence_to_sequence(name, text)
+    return (
+        f'from transformers import pipeline\n\ngenerate = pipeline("text-generation", {name}, '
+        f'trust_remote_code=True)\nprint(generate({text}, max_new_tokens=40)[0]["generated_text"])'
+    )
+
+
+def _adapted_classifier(folder: Path, name: str, text: str) -> str:
+    """Its head is in the adapter: a pipeline would make one with other classes."""
+    base = json.dumps((read_json(folder, "adapter_config.json") or {})["base_model_name_or_path"])
+    return (
+        "from peft import PeftModel\n"
+        "from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, pipeline\n\n"
+        f"config = AutoConfig.from_pretrained({name}, trust_remote_code=True)\n"
+        f"model = AutoModelForSequenceClassification.from_pretrained({base}, config=config, trust_remote_code=True)\n"
+        f"model = PeftModel.from_pretrained(model, {name})\n"
+        f'classify = pipeline("text-classification", model, tokenizer=AutoTokenizer.from_pretrained({name}))\n'
+        f"print(classify({text}))"
+    )
+
+
+def _sequence_to_sequence(name: str, text: str) -> str:
+    return (
+        "from transformers import AutoModelForSeq2SeqLM, AutoTokenizer\n\n"
+        f"model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained({name}), AutoTokenizer.from_pretrained({name})\n"
+        f'print(tokenizer.decode(model.generate(**tokenizer({text}, return_tensors="pt"))[0]))'
+    )
+
+
+def beginning(content: dict[str, Any]) -> str:
+    """The first words of the first test text of the data that a result was made with, where they are still there."""
+    places = [entry["place"] for key, entry in content["inputs"].items() if key == "data"]
+    for place in places:
+        if (Path(place) / "test.parquet").is_file():
+            for row in itertools.islice(corpus.rows(place, "test"), 1):
+                texts = [value for key, value in row.items() if key != "source" and isinstance(value, str)]
+                if texts and texts[0].split():
+                    return " ".join(texts[0].split()[:WORDS])
+    return "Once upon a time"
