@@ -129,7 +129,8 @@ def _now(folder: Path) -> str:
     if made is None:
         return manifest.digest_of(manifest.describe_files(folder))
     changed = manifest.changed_files(folder, made)
-    return f"{', '.join(changed)} differ from its {manifest.MANIFEST}" if changed else made["digest"]
+    differ = "differs" if len(changed) == 1 else "differ"
+    return f"{', '.join(changed)} {differ} from its {manifest.MANIFEST}" if changed else made["digest"]
 
 
 def _check_raw(key: str, value: str) -> str:

@@ -128,7 +128,7 @@ class HfkitTrainer(ResumableTrainer):
         is taken to have as many bytes a token as the whole.
         """
         sums = self._token_sums(rows, title, model)
-        bits_per_byte = sums[:, 1].sum() / math.log(2) / rows.bytes  # of a loss of one nat a token
+        bits_per_byte = float(sums[:, 1].sum()) / math.log(2) / rows.bytes  # of a loss of one nat a token
 
         def combine(total: np.ndarray) -> dict[str, float]:
             loss = float(total[0] / max(total[1], 1))
