@@ -17,11 +17,11 @@ LAYERS = [
     {"states"},
     {"graph"},
     {"stages"},
-    {"training", "distillation", "compression", "evaluation", "data", "hub", "serving"},
+    {"training", "distillation", "compression", "evaluation", "data", "hub", "planning", "serving"},
     {"model"},
     {"recipe"},
-    {"recipe_yaml", "manifest", "ranks", "stopping"},
-    {"errors"},
+    {"recipe_yaml", "manifest", "ranks", "stopping", "usage"},
+    {"errors", "privacy"},
 ]
 
 
@@ -68,7 +68,7 @@ def test_a_stage_has_its_parts() -> None:
     for name in graph.stage_names():
         stage = graph.load_stage(name)
         assert stage.MAKES in ("data set", "tokenizer", "model", "evaluation") and isinstance(stage.DISTRIBUTED, bool)
-        assert all(callable(getattr(stage, part)) for part in ("Recipe", "check", "external", "describe", "run"))
+        assert all(callable(getattr(stage, part)) for part in ("Recipe", "check", "external", "describe", "work", "run"))
         assert stage.Recipe.model_fields["stage"].annotation.__args__ == (name,)
 
 

@@ -88,15 +88,18 @@ def files_of(source: Source) -> list[Path]:
     return sorted(paths)
 
 
-def read(source: Source, columns: Columns) -> Iterator[Row | BadRow]:
+def read(source: Source, columns: Columns, wanted: Callable[[str], bool] | None = None) -> Iterator[Row | BadRow]:
     """The rows of a source, and in their place those that cannot be read.
+
+    Args:
+        wanted: of a module of a built-in source, whether its functions are wanted. By default all are.
 
     Raises:
         HfkitError: if the source as a whole cannot be read, or has no columns by these names.
     """
     names = {name: source.columns.get(name, source.text if name == "text" else name) for name in columns.kinds}
     if source.builtin:
-        rows = _read_builtin(source, columns, names)
+        rows = _read_builtin(source, columns, names, wanted)
     elif source.hub:
         rows = _read_hub(source, columns, names)
     else:
@@ -104,14 +107,16 @@ def read(source: Source, columns: Columns) -> Iterator[Row | BadRow]:
     return itertools.islice(rows, source.limit)
 
 
-def _read_builtin(source: Source, columns: Columns, names: dict[str, str]) -> Iterator[Row | BadRow]:
+def _read_builtin(
+    source: Source, columns: Columns, names: dict[str, str], wanted: Callable[[str], bool] | None
+) -> Iterator[Row | BadRow]:
     if source.builtin == "python-stdlib":
         for module, content in stdlib.documents():
             for row in _pieces(io.BytesIO(content), f"python-stdlib/{module}", source.document):
                 yield row._replace(group=module) if isinstance(row, Row) else row
         return
-    functions = stdlib.functions() if source.builtin == "python-functions" else stdlib.packages()
-    for found in functions:
+    functions = stdlib.functions if source.builtin == "python-functions" else stdlib.packages
+    for found in functions(wanted):
         origin = f"{source.builtin}/{found['module']}:{found['line']}"
         yield columns.row(found, names, origin, group=str(found["module"]))
 

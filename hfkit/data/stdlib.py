@@ -9,7 +9,7 @@ import sysconfig
 import textwrap
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hfkit.errors import HfkitError
@@ -43,27 +43,32 @@ def documents() -> Iterator[tuple[str, bytes]]:
         raise HfkitError(f"python-stdlib: this Python has no library of .py files in {root}; use `files:` instead")
 
 
-def functions() -> Iterator[dict[str, str | int]]:
+def functions(wanted: Callable[[str], bool] | None = None) -> Iterator[dict[str, str | int]]:
     """Functions with a docstring: `code` without it, and its first line as `summary`; `module`, `line`, `package`.
 
     Left out are those whose code or summary says next to nothing.
+
+    Args:
+        wanted: of a module's name, whether its functions are wanted. By default all are.
     """
-    for found in _all_functions():
+    for found in _all_functions(wanted):
         summary = str(found.pop("docstring")).strip().partition("\n")[0].strip()
         if len(summary.split()) >= _FEWEST_WORDS:
             yield {**found, "summary": summary}
 
 
-def packages() -> Iterator[dict[str, str | int]]:
-    """Functions of the larger packages: `code`, `package`, `module` and `line`."""
+def packages(wanted: Callable[[str], bool] | None = None) -> Iterator[dict[str, str | int]]:
+    """Functions of the larger packages: `code`, `package`, `module` and `line`. `wanted` is that of `functions`."""
     modules = Counter(name.partition("/")[0] for name, _ in documents() if "/" in name)
-    for found in _all_functions():
+    for found in _all_functions(wanted):
         if modules[str(found["package"])] >= _MODULES_OF_A_PACKAGE:
             yield {key: value for key, value in found.items() if key != "docstring"}
 
 
-def _all_functions() -> Iterator[dict[str, str | int]]:
+def _all_functions(wanted: Callable[[str], bool] | None) -> Iterator[dict[str, str | int]]:
     for module, content in documents():
+        if wanted is not None and not wanted(module):
+            continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old escapes in old modules
             try:

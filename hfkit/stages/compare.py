@@ -10,6 +10,7 @@ from hfkit.errors import refuse
 from hfkit.evaluation import accept
 from hfkit.evaluation.accept import Accept
 from hfkit.evaluation.settings import ScoredRecipe
+from hfkit.planning.work import Known, Model, Texts, Work
 from hfkit.ranks import say
 from hfkit.recipe import Input, StageRecipe
 
@@ -54,6 +55,23 @@ def external(recipe: Recipe) -> dict[str, Any]:
 
 def describe(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> dict[str, Any]:
     return {"models": ", ".join(_names(places)), "task": recipe.task, "metrics": ", ".join(recipe.chosen)}
+
+
+def work(recipe: Recipe, known: dict[str, Known]) -> Work:
+    from hfkit.planning import parts
+    from hfkit.planning.work import Chore
+
+    texts = known["data"]
+    models = {place: known[f"models.{index}"] for index, place in enumerate(recipe.models)}
+    found = {Path(place).stem: model for place, model in models.items() if isinstance(model, Model)}
+    if len(found) < len(models) or not isinstance(texts, Texts):
+        return parts.unknown(*(place for place, model in models.items() if not isinstance(model, Model)))
+    scores = Chore("scores and intervals", parts.SCORING * len(found))
+    return Work(
+        [*parts.measuring(recipe, found, texts), scores],
+        disk=1e6,
+        is_exact=parts.are_exact(texts, *(model.tokens for model in found.values())),
+    )
 
 
 def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:

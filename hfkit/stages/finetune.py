@@ -14,6 +14,7 @@ from hfkit.data.tokenizer import load_tokenizer
 from hfkit.errors import HfkitError
 from hfkit.evaluation import accept
 from hfkit.evaluation.accept import Accept
+from hfkit.planning.work import Known, Model, Texts, Work
 from hfkit.ranks import on_main, say, world_size
 from hfkit.recipe import Input, Push, Section, StageRecipe, is_there
 from hfkit.training.settings import TRAIN, BadSteps
@@ -109,6 +110,58 @@ def describe(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRec
         "trains": "all weights" if recipe.lora is None else "an adapter (LoRA)",
         "tokens a row": f"{recipe.sequence_length:,}",
     }
+
+
+def work(recipe: Recipe, known: dict[str, Known]) -> Work:
+    from hfkit.planning import parts, rows
+    from hfkit.planning.work import Chore, Training
+
+    base, texts = known["model"], known["data"] if isinstance(known["data"], Texts) else None
+    if not isinstance(base, Model):
+        return parts.unknown(recipe.model)
+    classes = len({row.get(recipe.label) for row in texts.sample}) if texts is not None else 2
+    method = "bitsandbytes" if recipe.quantization is not None else ""
+    model = Model(
+        base.config,
+        base.tokens,
+        classes if recipe.task == "classify" else 0,
+        recipe.lora,
+        method or base.method,
+        recipe.quantization or base.quantization,
+    )
+    is_packed = recipe.packing and recipe.task != "classify"
+    found = rows.examples(recipe, texts, model.tokens, recipe.sequence_length, is_packed)
+    batch, length, most = parts.batch_of(recipe.train), recipe.sequence_length, recipe.evaluation_rows
+    training = Training(
+        "training",
+        model,
+        recipe.train,
+        *parts.row_lengths(found, recipe),
+        recipe.optimizer,
+        recipe.attn_implementation,
+        (
+            *parts.reading("evaluating", model, found, "validation", batch, "evaluation"),
+            *parts.answering("evaluating", recipe, model, texts, most, length, batch, "evaluation"),
+        ),
+        may=("lora", "quantization"),
+    )
+    merged = [Chore("merging", 2.0 + parts.weight_bytes(base) / 1e8)] if recipe.merge else []
+    return Work(
+        [
+            *rows.tokenizing(texts, is_text=False),
+            training,
+            *parts.reading("evaluating", model, found, "validation", batch),
+            *parts.reading("evaluating", model, found, "test", batch),
+            *parts.answering("evaluating", recipe, model, texts, most, length, batch),
+            *merged,
+            *(parts.measuring_costs({"before": base, "result": model}, recipe.accept)),
+        ],
+        makes=model,
+        disk=parts.weight_bytes(model) + (parts.weight_bytes(base) if recipe.merge else 0),
+        cache=parts.cache_bytes(found),
+        notes=parts.not_counted(training, found),
+        is_exact=parts.are_exact(texts, model.tokens),
+    )
 
 
 def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pydantic
 from hfkit.data import corpus
 from hfkit.data.tokenizer import load_tokenizer
 from hfkit.errors import HfkitError
+from hfkit.planning.work import Known, Texts, Tokens, Work
 from hfkit.ranks import on_main, say, world_size
 from hfkit.recipe import Input, Push, Section, StageRecipe
 from hfkit.training.settings import TRAIN, BadSteps
@@ -81,15 +82,48 @@ def external(recipe: Recipe) -> dict[str, Any]:
 
 
 def describe(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> dict[str, Any]:
-    from hfkit.training.trainer import training_arguments
+    return {"trains": f"a decoder from scratch, {recipe.optimizer}", "rows": f"{recipe.sequence_length:,} tokens"}
 
-    args = training_arguments(recipe.train, Path("unused"))
-    tokens = args.train_batch_size * args.gradient_accumulation_steps * world_size() * recipe.sequence_length
-    return {
-        "parameters": f"{count_parameters(recipe, places, recipes):,}",
-        "tokens a step": f"{tokens:,}",
-        "tokens": f"{args.max_steps * tokens:,}" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs",
-    }
+
+def work(recipe: Recipe, known: dict[str, Known]) -> Work:
+    from hfkit.model import HfkitConfig
+    from hfkit.planning import parts, rows
+    from hfkit.planning.work import Chore, Training, Writing
+    from hfkit.training import report
+
+    tokens, texts = known["tokenizer"], known["data"]
+    defaults: dict[str, Any] = {"max_position_embeddings": recipe.sequence_length}
+    if isinstance(tokens, Tokens):
+        defaults["vocab_size"] = tokens.vocab_size
+    model = parts.model_of(HfkitConfig(**{**defaults, **recipe.model}), tokens)
+    given = texts if isinstance(texts, Texts) else None
+    found = rows.packed(given, model.tokens, recipe.sequence_length, recipe.packing)
+    batch, count = parts.batch_of(recipe.train), len(recipe.prompts or range(3))
+    training = Training(
+        "training",
+        model,
+        recipe.train,
+        *parts.row_lengths(found, recipe),
+        recipe.optimizer,
+        recipe.attn_implementation,
+        tuple(parts.reading("evaluating", model, found, "validation", batch, "evaluation")),
+    )
+    test_bytes = given.bytes["test"] if given is not None else 0
+    return Work(
+        [
+            *rows.tokenizing(given, is_text=True),
+            training,
+            *parts.reading("evaluating", model, found, "validation", batch),
+            *parts.reading("evaluating", model, found, "test", batch),
+            Chore("xz", 0.05 + (test_bytes * 1e-6 if test_bytes <= report.XZ_LIMIT_BYTES else 0)),
+            Writing("samples", model, count, report.PROMPT_TOKENS, report.NEW_TOKENS, 1, is_generate=True),
+        ],
+        makes=model,
+        disk=parts.weight_bytes(model),
+        cache=parts.cache_bytes(found),
+        notes=parts.not_counted(training, found),
+        is_exact=given is not None and given.is_exact and isinstance(tokens, Tokens) and tokens.is_exact,
+    )
 
 
 def count_parameters(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> int:

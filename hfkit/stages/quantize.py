@@ -11,6 +11,7 @@ from hfkit.compression.settings import check_calibration
 from hfkit.errors import refuse
 from hfkit.evaluation.accept import Accept
 from hfkit.evaluation.settings import ScoredRecipe
+from hfkit.planning.work import Known, Model, Texts, Work
 from hfkit.ranks import say
 from hfkit.recipe import Input, Push, Section, StageRecipe
 
@@ -65,6 +66,32 @@ def external(recipe: Recipe) -> dict[str, Any]:
 def describe(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> dict[str, Any]:
     scheme = ", ".join(f"{key}={value}" for key, value in recipe.quantization.items())
     return {"method": recipe.method, "scheme": scheme, "scored by": ", ".join(recipe.chosen)}
+
+
+def work(recipe: Recipe, known: dict[str, Known]) -> Work:
+    import dataclasses
+
+    from hfkit.planning import parts
+    from hfkit.planning.work import Chore
+
+    base, texts = known["model"], known["data"]
+    if not isinstance(base, Model) or not isinstance(texts, Texts):
+        return parts.unknown(recipe.model if not isinstance(base, Model) else recipe.data)
+    whole = dataclasses.replace(base, lora=None)
+    model = dataclasses.replace(whole, method=recipe.method, quantization=recipe.quantization)
+    notes = () if recipe.method == "bitsandbytes" else (f"{recipe.method}: the quantization itself is not counted",)
+    return Work(
+        [
+            Chore("quantizing", parts.QUANTIZING + parts.weight_bytes(whole) / 1e8),
+            *parts.measuring(recipe, {"before": base, "quantized": model}, texts),
+            Chore("scores and intervals", parts.SCORING),
+        ],
+        makes=model,
+        memory=2 * parts.weight_bytes(whole),
+        disk=parts.weight_bytes(model),
+        notes=notes,
+        is_exact=parts.are_exact(texts, base.tokens),
+    )
 
 
 def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:

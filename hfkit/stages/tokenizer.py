@@ -1,6 +1,7 @@
 """Train a tokenizer on prepared text, and report how well it fits text that it has not seen."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,17 +11,20 @@ from tqdm import tqdm
 
 from hfkit.data import corpus
 from hfkit.errors import HfkitError
+from hfkit.planning.work import Chore, Known, Texts, Tokens, Work
 from hfkit.ranks import say
 from hfkit.recipe import Input, Push, StageRecipe
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
 
 MAKES, DISTRIBUTED = "tokenizer", False
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 SPECIAL_TOKENS = [PAD, BOS, EOS, UNK, TURN_START, TURN_END]
 REPORT_BYTES = 2_000_000
+LOADING, GROWTH = 1.0, 0.7  # of a plan: seconds around the training, whose time grows with the text to this power
 
 # ChatML. The generation markers let transformers mask everything but the assistant's turns.
 CHAT_TEMPLATE = (
@@ -71,10 +75,41 @@ def describe(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRec
     return {"vocabulary": f"{recipe.vocab_size:,} tokens, {recipe.algorithm}"}
 
 
+def work(recipe: Recipe, known: dict[str, Known]) -> Work:
+    texts = known["data"]
+    sample = [row["text"] for row in texts.sample if "text" in row] if isinstance(texts, Texts) else []
+    if not isinstance(texts, Texts) or not sample:
+        notes = ("how long it takes is not known, as the data is not",)
+        return Work([], makes=Tokens(recipe.vocab_size, None, False), notes=notes, is_exact=False)
+    begun = time.perf_counter()
+    backend = train(recipe, iter(sample), is_shown=False)
+    taken, looked = time.perf_counter() - begun, sum(len(text.encode()) for text in sample)
+    size = min(texts.bytes["train"], recipe.sample_bytes)
+    return Work(
+        [Chore("training", LOADING + taken * max(size / looked, 1.0) ** GROWTH)],
+        makes=Tokens(recipe.vocab_size, wrapped(backend), False),
+        memory=6e7 + 15 * min(size, 1e8),
+        disk=100.0 * recipe.vocab_size,
+        is_exact=texts.is_exact,
+    )
+
+
 def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
+    backend = train(recipe, limited(corpus.texts(places["data"], "train"), recipe.sample_bytes))
+    tokenizer = wrapped(backend)
+    tokenizer.save_pretrained(output)
+    _name_the_common_class(output / "tokenizer_config.json")
+
+    metrics = {"vocab_size": len(tokenizer), **report(backend, corpus.texts(places["data"], "validation"))}
+    say(f"  {metrics['vocab_size']:,} tokens; on held-out text {metrics['bytes_per_token']:.2f} bytes a token")
+    say(f"  documents given back exactly: {metrics['exact_round_trip']:.1%}; unknown tokens: {metrics['unknown']:.2%}")
+    return metrics
+
+
+def wrapped(backend: "Tokenizer") -> "PreTrainedTokenizerFast":
+    """A tokenizer as transformers loads it."""
     from transformers import PreTrainedTokenizerFast
 
-    backend = train(recipe, limited(corpus.texts(places["data"], "train"), recipe.sample_bytes))
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token=PAD,
@@ -85,23 +120,17 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
         clean_up_tokenization_spaces=False,
     )
     tokenizer.chat_template = CHAT_TEMPLATE
-    tokenizer.save_pretrained(output)
-    _name_the_common_class(output / "tokenizer_config.json")
-
-    metrics = {"vocab_size": len(tokenizer), **report(backend, corpus.texts(places["data"], "validation"))}
-    say(f"  {metrics['vocab_size']:,} tokens; on held-out text {metrics['bytes_per_token']:.2f} bytes a token")
-    say(f"  documents given back exactly: {metrics['exact_round_trip']:.1%}; unknown tokens: {metrics['unknown']:.2%}")
-    return metrics
+    return tokenizer
 
 
-def train(recipe: Recipe, texts: Iterator[str]) -> "Tokenizer":
+def train(recipe: Recipe, texts: Iterator[str], is_shown: bool = True) -> "Tokenizer":
     """A tokenizer of the recipe's kind, trained on `texts`."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     common: dict[str, Any] = {
         "vocab_size": recipe.vocab_size,
         "special_tokens": SPECIAL_TOKENS,
-        "show_progress": True,
+        "show_progress": is_shown,
     }
     room = recipe.vocab_size - len(SPECIAL_TOKENS)
     counted: dict[str, Any] = {**common, "min_frequency": recipe.min_frequency}
@@ -132,7 +161,7 @@ def train(recipe: Recipe, texts: Iterator[str]) -> "Tokenizer":
         tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(unit), "isolated")
         tokenizer.decoder = decoders.Fuse()
         trainer = trainers.WordLevelTrainer(**counted)
-    bar = tqdm(texts, desc="training the tokenizer", unit=" documents", mininterval=1)
+    bar = tqdm(texts, desc="training the tokenizer", unit=" documents", mininterval=1, disable=not is_shown)
     try:
         tokenizer.train_from_iterator(bar, trainer)
     except HfkitError:

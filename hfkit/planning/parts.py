@@ -1,0 +1,151 @@
+"""The parts of work that several stages share."""
+
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from hfkit.compression.settings import WIDTHS
+from hfkit.evaluation.accept import COSTS
+from hfkit.evaluation.generation import NEW_TOKENS
+from hfkit.evaluation.scoring import OF_LIKELIHOOD, OF_TEXTS
+from hfkit.planning import rows as of_rows
+from hfkit.planning.rows import Rows
+from hfkit.planning.shapes import shape_of
+from hfkit.planning.work import Known, Lengths, Measuring, Model, Reading, Texts, Tokens, Training, Work, Writing
+from hfkit.training.trainer import training_arguments
+
+UNKNOWN = "what it takes is not known: {} is on the Hub and not in the cache"
+USUAL_WINDOW = 1024
+SCORING, SCORING_A_ROW = 0.8, 0.002  # seconds: of what a model has said, with its intervals
+QUANTIZING = 1.0  # seconds, of the smallest model
+
+
+def unknown(*names: str) -> Work:
+    """The work of a stage whose inputs nothing is known of."""
+    return Work([], notes=tuple(UNKNOWN.format(name) for name in names), is_exact=False)
+
+
+def model_of(config: Any, known: Known) -> Model:
+    return Model(config, known if isinstance(known, Tokens) else None)
+
+
+def weight_bytes(model: Model) -> float:
+    shape = shape_of(model, 8)
+    return shape.weight_bytes if model.lora is None else 4.0 * shape.trained
+
+
+def window_of(model: Model) -> int:
+    """The most tokens that a model takes."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or USUAL_WINDOW
+
+
+def batch_of(train: dict[str, Any]) -> int:
+    return training_arguments(train, Path("unused")).train_batch_size
+
+
+def reading(
+    what: str, model: Model, rows: Rows, split: str, batch: int, of: str = "training"
+) -> list[Reading | Writing]:
+    """The rows of a split; nothing where the data is not known."""
+    return [Reading(what, model, *rows[split], batch, of)] if rows else []
+
+
+def answering(
+    what: str,
+    recipe: Any,
+    model: Model,
+    texts: Texts | None,
+    count: int,
+    window: int,
+    batch: int,
+    of: str = "training",
+) -> list[Reading | Writing]:
+    """The texts that a model writes for the first rows of a task."""
+    if texts is None or recipe.task in ("text", "classify"):
+        return []
+    most = recipe.generation.get("max_new_tokens", min(NEW_TOKENS, window // 2))
+    prompt, new = of_rows.answers(recipe, texts, model.tokens, window, most)
+    return [Writing(what, model, count, prompt, max(new, 1), min(batch, count), of=of)]
+
+
+def scoring(recipe: Any, model: Model, texts: Texts) -> tuple[Reading | Writing, ...]:
+    """What scoring a model on rows does, as the recipe of an evaluation asks for it."""
+    window, split = window_of(model), recipe.split
+    count = min(texts.rows[split], recipe.limit or texts.rows[split])
+    if recipe.task == "text":
+        rows, lengths = of_rows.windows(texts, model.tokens, split, recipe.limit, window)
+        return (Reading("scoring", model, rows, lengths, recipe.batch_size),)
+    found: list[Any] = []
+    if set(recipe.chosen) & set(OF_TEXTS):
+        found += answering("answering", recipe, model, texts, count, window, recipe.batch_size)
+    if recipe.task == "classify" or set(recipe.chosen) & set(OF_LIKELIHOOD):
+        _, lengths = of_rows.examples(recipe, texts, model.tokens, window, is_packed=False)[split]
+        found.append(Reading("scoring", model, count, lengths, recipe.batch_size))
+    return tuple(found)
+
+
+def measuring(recipe: Any, models: dict[str, Model], texts: Texts) -> list[Measuring]:
+    """Models measured beside each other."""
+    return [Measuring(f"measuring {name}", model, scoring(recipe, model, texts)) for name, model in models.items()]
+
+
+def training_rows(recipe: Any, texts: Texts | None, tokens: Tokens | None, is_packed: bool, packing: str) -> Rows:
+    """The rows of a training by its task."""
+    if recipe.task == "text":
+        return of_rows.packed(texts, tokens, recipe.sequence_length, packing)
+    return of_rows.examples(recipe, texts, tokens, recipe.sequence_length, is_packed)
+
+
+def row_lengths(rows: Rows, recipe: Any) -> tuple[int, Lengths]:
+    """Of the training split; where the data is not known, rows that are full."""
+    length = recipe.sequence_length
+    return rows["train"] if rows else (10**9, Lengths((length,), length - 1, length))
+
+
+def cache_bytes(rows: Rows) -> float:
+    """Of the tokens on disk."""
+    return sum(4.0 * count * lengths.mean for count, lengths in rows.values()) if rows else 0.0
+
+
+def not_counted(training: Training, rows: Rows) -> tuple[str, ...]:
+    """What a plan cannot say where the data is not known."""
+    if rows:
+        return ()
+    is_endless = training.train.get("max_steps", -1) > 0
+    told = "its evaluations are not counted" if is_endless else "nor how many steps it has"
+    return (f"how much data there is is not known here: {told}",)
+
+
+def are_exact(texts: Texts | None, *tokens: Tokens | None) -> bool:
+    return texts is not None and texts.is_exact and all(each is not None and each.is_exact for each in tokens)
+
+
+def measuring_costs(models: dict[str, Model], accept: dict[str, str]) -> list[Measuring]:
+    """The models that are measured where a training's limits are on costs."""
+    if not set(accept) & set(COSTS):
+        return []
+    return [Measuring(f"measuring {name}", model, ()) for name, model in models.items()]
+
+
+def of_targets(recipe: Any, teacher: Model, rows: Rows, texts: Texts | None, batch: int) -> list[Reading | Writing]:
+    """What a teacher does before a distillation, once for a data set."""
+    if recipe.targets.source == "cached":
+        return [*reading("the teacher's targets", teacher, rows, "train", batch, "")]
+    if recipe.targets.source == "generated" and texts is not None:
+        return answering(
+            "the teacher's answers", recipe, teacher, texts, texts.rows["train"], recipe.sequence_length, batch, ""
+        )
+    return []
+
+
+def pruned(base: Model, pruning: Any) -> tuple[Model, Model]:
+    """The model without its adapter, and what is left of it. Masks leave all sizes as they are."""
+    whole = dataclasses.replace(base, lora=None)
+    config = copy.deepcopy(base.config)
+    if pruning.method == "depth":
+        config.num_hidden_layers -= pruning.drop_layers
+    for name in WIDTHS if pruning.method == "width" else ():
+        if (size := getattr(pruning, name)) is not None:
+            setattr(config, name, size)
+    return whole, dataclasses.replace(whole, config=config)

@@ -1,0 +1,298 @@
+"""A little of the work, done for real: random models of the right sizes on random tokens, in a process of their own.
+
+What is timed is the code that will run, so that the times are those of this machine, its load and its libraries.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import io
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from logging import ERROR, getLogger
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+BEGUN = time.process_time()  # not the time of the clock: others load theirs beside it
+getLogger("bitsandbytes").setLevel(ERROR)  # it speaks of kernels that it could not load
+import datasets  # noqa: E402, F401 the imports are timed, and are those of a run
+import torch  # noqa: E402
+from transformers import TrainerCallback, default_data_collator  # noqa: E402
+
+from hfkit import usage  # noqa: E402
+from hfkit.data.examples import pad  # noqa: E402
+from hfkit.data.packing import IGNORED  # noqa: E402
+from hfkit.data.tasks import Example  # noqa: E402
+from hfkit.distillation.settings import Targets  # noqa: E402
+from hfkit.distillation.trainer import student_trainer  # noqa: E402
+from hfkit.evaluation import likelihood  # noqa: E402
+from hfkit.evaluation.decoding import Rules, decode  # noqa: E402
+from hfkit.evaluation.generation import plain_decoder  # noqa: E402
+from hfkit.model.loading import load_model  # noqa: E402
+from hfkit.planning import shapes  # noqa: E402
+from hfkit.planning.work import Lengths, Model, Reading, Training, Writing  # noqa: E402
+from hfkit.training import roof  # noqa: E402
+from hfkit.training.classification import ClassificationTrainer  # noqa: E402
+from hfkit.training.settings import BadSteps  # noqa: E402
+from hfkit.training.trainer import training_arguments  # noqa: E402
+
+IMPORT_SECONDS = time.process_time() - BEGUN
+STEPS = 4  # of a training, the first of which does not count
+FEW, MORE = 4, 12  # tokens that are written, to know what one takes
+BITSANDBYTES = ("load_in_8bit", "load_in_4bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
+
+
+@dataclasses.dataclass
+class Rehearsed:
+    """
+    Args:
+        seconds: of each part the whole, as if all of it were done; of a training one pass and one step.
+        peak: most bytes that the process held, or on a GPU torch, libraries included.
+        base: bytes before it began: Python and the libraries.
+    """
+
+    seconds: list[Any]
+    peak: int
+    base: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """Seconds of a forward and backward pass of one batch, and of what the optimizer adds to a step."""
+
+    of_pass: float
+    of_optimizer: float
+
+
+def speed() -> tuple[str, float, float]:
+    """The fastest precision, its FLOP/s, and how long the libraries took to load."""
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    roof.use_all_cores(device)
+    return *roof.fastest_precision(device), IMPORT_SECONDS
+
+
+def rehearse(parts: list[Any], precision: str, limits: list[int]) -> Rehearsed:
+    """
+    Args:
+        parts: trainings, readings and writings, in their order.
+        limits: of each part the rows that fit into the time; at most those of its batch.
+    """
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    roof.use_all_cores(device)
+    base = _resident()
+    shared = (
+        max(_resident(os.getppid()) - base, 0) if device.type == "cpu" else 0
+    )  # libraries not touched since the fork
+    seconds: list[Any] = []
+    trainer: Any = None
+    with usage.metered() as used, tempfile.TemporaryDirectory() as folder:
+        for part, rows in zip(parts, limits, strict=True):
+            if isinstance(part, Training):
+                steps, trainer = _train(part, precision, rows, Path(folder), device)
+                seconds.append(steps)
+            elif isinstance(part, Reading):
+                seconds.append(_read(part, rows, trainer, device))
+            else:
+                seconds.append(_write(part, rows, trainer, device))
+    return Rehearsed(seconds, used.get("peak_memory_bytes", 0) + shared, base + shared)
+
+
+# ---- training
+
+
+def _train(part: Training, precision: str, rows: int, folder: Path, device: torch.device) -> tuple[Steps, Any]:
+    own = ("max_steps", "num_train_epochs", "torch_compile", "bf16", "fp16", "dataloader_num_workers", "report_to")
+    strategies = ("eval_strategy", "save_strategy", "load_best_model_at_end", "eval_steps", "save_steps")
+    kept = {key: value for key, value in part.train.items() if key not in (*own, *strategies)}
+    kept |= {"max_steps": STEPS, "per_device_train_batch_size": rows, "gradient_accumulation_steps": 1}
+    args = training_arguments(
+        {**kept, "save_strategy": "no", "eval_strategy": "no", "report_to": "none", "disable_tqdm": True},
+        folder,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        logging_steps=10**6,
+        per_device_eval_batch_size=rows,
+        remove_unused_columns=False,
+        dataloader_pin_memory=device.type != "cpu",
+    )
+    model = shapes.build(part.model, part.attn_implementation)
+    vocabulary = model.config.get_text_config().vocab_size
+    data = RandomRows(part.lengths, STEPS * rows, vocabulary, part.model.classes)
+    clock = Clock(device)
+    trainer: Any
+    if part.model.classes:
+        trainer = ClassificationTrainer(
+            model, args, BadSteps(), train_dataset=data, eval_dataset=data, data_collator=data.collate
+        )
+    else:
+        recipe = SimpleNamespace(
+            task="text",
+            optimizer=part.optimizer,
+            bad_steps=BadSteps(),
+            targets=Targets(),
+            losses=list(part.losses),
+            generation={},
+        )
+        rows_of = SimpleNamespace(
+            train=data, alone=data, validation=data, collate=data.collate, collate_alone=data.collate
+        )
+        teacher = None if part.teacher is None else lambda: shapes.build(part.teacher).to(device)  # type: ignore
+        trainer = student_trainer(recipe, model, args, rows_of, None, teacher, vocabulary)  # type: ignore[arg-type]
+    trainer.add_callback(clock)
+    with contextlib.redirect_stdout(io.StringIO()):
+        trainer.train()
+    return clock.steps(), trainer
+
+
+class Clock(TrainerCallback):
+    """Times each step, and its optimizer's part."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.ends: list[float] = []
+        self.of_optimizer: list[float] = []
+        self.before = 0.0
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+        self.before = self._now()
+
+    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+        self.of_optimizer.append(self._now() - self.before)
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.ends.append(self._now())
+
+    def steps(self) -> Steps:
+        whole = [after - before for before, after in zip(self.ends, self.ends[1:], strict=False)]
+        of_optimizer = statistics.median(self.of_optimizer[1:])
+        return Steps(max(statistics.median(whole) - of_optimizer, 1e-6), of_optimizer)
+
+
+class RandomRows(torch.utils.data.Dataset):
+    """Rows of random tokens, as long as those that they stand for."""
+
+    def __init__(self, lengths: Lengths, count: int, vocabulary: int, classes: int):
+        self.lengths, self.count, self.vocabulary, self.classes = lengths, count, vocabulary, classes
+        self.bytes, self.labels, self.sequence_length = 1, None, lengths.padded_to
+        is_packed = lengths.padded_to is not None
+        self.collate: Any = default_data_collator if is_packed else functools.partial(pad, pad_token_id=0)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        of_row = self.lengths.tokens[index * 7919 % len(self.lengths.tokens)]  # a prime: neighbours are not alike
+        length = self.lengths.padded_to or of_row
+        ids = torch.randint(self.vocabulary, (length,))
+        if self.classes:
+            return {"input_ids": ids, "labels": torch.tensor(index % self.classes)}
+        learned = min(max(round(self.lengths.learned * of_row / self.lengths.mean), 1), length - 1)
+        labels = torch.full_like(ids, IGNORED)
+        labels[torch.arange(1, length)[:: max((length - 1) // learned, 1)][:learned]] = 1
+        labels = torch.where(labels == 1, ids, labels)
+        row = {"input_ids": ids, "labels": labels}
+        is_masked = self.lengths.padded_to is not None and self.lengths.is_masked
+        return {**row, "position_ids": torch.arange(length) % max(length // 2, 1)} if is_masked else row
+
+
+# ---- reading and writing
+
+
+def _read(part: Reading, rows: int, trainer: Any, device: torch.device) -> float:
+    """Seconds for all rows of the part, by two batches of them."""
+    batches = RandomRows(part.lengths, 3 * rows, _vocabulary(part.model), 0)
+    if trainer is not None and part.model.classes:
+        few = RandomRows(part.lengths, 3 * rows, _vocabulary(part.model), part.model.classes)
+        seconds = _time(lambda: trainer.evaluate(few))
+        return seconds / (3 * rows) * part.rows
+    if trainer is not None:
+        model = trainer.model
+        if part.of == "teacher":
+            model = trainer.accelerator.prepare_model(_open(part.model, device), evaluation_mode=True)
+        trainer.data_collator = batches.collate
+        trainer.token_metrics(_some(batches, rows), "warming up", model)
+        return _time(lambda: trainer.token_metrics(_some(batches, 2 * rows), "", model)) / (2 * rows) * part.rows
+    model = _open(part.model, device)
+    ids = [batches[index]["input_ids"].tolist() for index in range(3 * rows)]
+    if part.model.classes:
+        likelihood.classes(model, ids[:rows], rows, 0)
+        return _time(lambda: likelihood.classes(model, ids[rows:], rows, 0)) / (2 * rows) * part.rows
+    examples = [Example(each, [True] * len(each)) for each in ids]
+    likelihood.token_sums(model, examples[:rows], rows, 0)
+    return _time(lambda: likelihood.token_sums(model, examples[rows:], rows, 0)) / (2 * rows) * part.rows
+
+
+def _some(rows: RandomRows, count: int) -> RandomRows:
+    return RandomRows(rows.lengths, count, rows.vocabulary, rows.classes)
+
+
+def _write(part: Writing, rows: int, trainer: Any, device: torch.device) -> float:
+    """Seconds for all texts of the part, by a few tokens of one batch."""
+    model = trainer.model.eval() if trainer is not None and not part.is_generate else _open(part.model, device)
+    prompts = torch.randint(_vocabulary(part.model), (rows, max(part.prompt_tokens, 1)), device=device)
+
+    def write(tokens: int) -> None:
+        if part.is_generate or plain_decoder(model) is None:
+            model.generate(
+                input_ids=prompts,
+                attention_mask=torch.ones_like(prompts),
+                pad_token_id=0,
+                min_new_tokens=tokens,
+                max_new_tokens=tokens,
+                do_sample=False,
+            )
+        else:
+            rules = Rules(None, [], tokens, None, 0, 0)
+            list(decode(plain_decoder(model), prompts.tolist(), rules, rows))
+
+    with torch.no_grad():
+        write(2)
+        few, more = (min(_time(lambda count=count: write(count)) for _ in range(2)) for count in (FEW, MORE))  # type: ignore[misc]
+    a_token = max((more - few) / (MORE - FEW), 0)
+    reading = max(few - FEW * a_token, 0)  # of the prompts of a batch
+    batches = part.prompts / rows
+    return batches * (reading + part.new_tokens * a_token) if batches > 1 else reading + part.new_tokens * a_token
+
+
+@functools.lru_cache(maxsize=4)
+def _opened(key: str, device: str, model: Model) -> Any:
+    bare = dataclasses.replace(model, lora=None)
+    made = shapes.build(model if not model.method else bare)
+    if model.method == "bitsandbytes" and model.quantization is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            made.save_pretrained(folder)
+            told = {name: model.quantization[name] for name in BITSANDBYTES if name in model.quantization}
+            return load_model(folder, shapes.task_of(model), dtype=torch.bfloat16, quantization=told).eval()
+    return made.to(device).eval()
+
+
+def _open(model: Model, device: torch.device) -> Any:
+    return _opened(model.key, str(device), model)
+
+
+def _vocabulary(model: Model) -> int:
+    return model.config.get_text_config().vocab_size
+
+
+def _time(work: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _resident(process: int | None = None) -> int:
+    import psutil
+
+    return psutil.Process(process).memory_info().rss
