@@ -1,4 +1,4 @@
-"""The command line: `hfkit run`, `plan` and `schema`. The only place that turns an error into an exit code."""
+"""The command line. The only place that turns an error into an exit code."""
 
 import argparse
 import logging
@@ -21,7 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)  # overrides may stand before and after an option
-    if unknown := [item for item in rest if item.startswith("-") or options.command == "schema"]:
+    takes_overrides = options.command in ("run", "plan")
+    if unknown := [item for item in rest if item.startswith("-") or not takes_overrides]:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     # Libraries speak of what they could not load and of what does not matter here; hfkit says what does.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warnings.simplefilter("ignore", FutureWarning)  # is for those who write the libraries' callers
     try:
         with stopping.handled():
-            _do(options, [*options.overrides, *rest] if options.command != "schema" else [])
+            _do(options, [*options.overrides, *rest] if takes_overrides else [])
     except HfkitError as error:
         return _fail(error.problems, error.exit_code)
     except (stopping.Stopped, KeyboardInterrupt) as error:
@@ -51,7 +52,15 @@ def _do(options: argparse.Namespace, overrides: list[str]) -> None:
     elif options.command == "plan":
         from hfkit import plan
 
-        plan.show(options.recipe, overrides)
+        plan.show(options.recipe, overrides, on=options.on, config=options.config)
+    elif options.command == "push":
+        from hfkit.hub.push import push
+
+        print(push(options.folder, options.repo, options.private, options.revision))
+    elif options.command == "lineage":
+        from hfkit.hub import lineage
+
+        print(lineage.of(options.folder))
     else:
         from hfkit import schema
 
@@ -77,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for name, text in (
         ("run", "run a recipe, after the recipes that it needs"),
-        ("plan", "check a recipe and show what running it would do"),
+        ("plan", "check a recipe and show what running it would do and cost"),
     ):
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("recipe", type=Path, help="a .yaml file")
@@ -88,6 +97,18 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--force", action="store_true", help="go on from checkpoints although the recipe has changed"
             )
+        else:
+            command.add_argument("--on", metavar="MACHINE", help="another machine than this one, such as h100x8")
+            command.add_argument("--config", type=Path, help="the configuration that `accelerate launch` would get")
+    text = "push a finished folder to the Hub, in one commit"
+    command = commands.add_parser("push", help=text, description=text)
+    command.add_argument("folder", type=Path, help="such as runs/pretrain")
+    command.add_argument("repo", help="the repository, organization/name; it is made if it is not there")
+    command.add_argument("--private", action="store_true", help="make a new repository that others cannot see")
+    command.add_argument("--revision", help="a branch, by default the main one")
+    text = "show what a folder was made of, and which of that has changed since"
+    command = commands.add_parser("lineage", help=text, description=text)
+    command.add_argument("folder", type=Path, help="such as runs/pretrain")
     command = commands.add_parser("schema", help="write the JSON schemas that editors complete and check recipes with")
     command.add_argument("folder", type=Path, nargs="?", default=Path("recipes/schema"))
     return parser

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hfkit import graph, manifest, states
+from hfkit import graph, manifest, planning, states, usage
 from hfkit.errors import HfkitError
 from hfkit.evaluation import accept
 from hfkit.hub import lineage
@@ -48,12 +48,14 @@ def run(path: Path, overrides: Sequence[str] = (), **ways: bool) -> None:
             begun = time.time()
             on_main(f"start {folder}", lambda node=node: _start(node, todo))  # type: ignore[misc]
             try:
-                metrics = node.stage.run(node.recipe, node.places(), folder)
+                with usage.metered() as used:
+                    metrics = node.stage.run(node.recipe, node.places(), folder)
             except HfkitError:
                 if is_main():
                     _give_up(folder)
                 raise
-            missed = on_main(f"finish {folder}", lambda: _finish(node, folder, metrics, begun))  # noqa: B023 called here
+            spent = {"seconds": round(time.time() - begun, 1), "usage": used}
+            missed = on_main(f"finish {folder}", lambda: _finish(node, folder, metrics, spent))  # noqa: B023 called here
         _reject(node, missed)
         on_main(f"push {folder}", lambda node=node: _push(node))  # type: ignore[misc]
 
@@ -86,8 +88,9 @@ def _make(node: graph.Node) -> None:
     """Run a stage of one process in a temporary folder that is renamed at the end."""
     begun = time.time()
     with manifest.locked(node.output_dir), manifest.new_folder(node.output_dir) as work:
-        metrics = node.stage.run(node.recipe, node.places(), work)
-        missed = _finish(node, work, metrics, begun)
+        with usage.metered() as used:
+            metrics = node.stage.run(node.recipe, node.places(), work)
+        missed = _finish(node, work, metrics, {"seconds": round(time.time() - begun, 1), "usage": used})
     _reject(node, missed)
 
 
@@ -118,13 +121,16 @@ def _give_up(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def _finish(node: graph.Node, folder: Path, metrics: dict[str, Any], begun: float) -> list[str]:
+def _finish(node: graph.Node, folder: Path, metrics: dict[str, Any], spent: dict[str, Any]) -> list[str]:
     """Write the numbers and the card, then `hfkit.json`, which makes the folder finished.
+
+    Args:
+        spent: `seconds` and `usage`, which stand beside what was planned.
 
     Returns:
         The limits that the result misses, if it does, as a table. Then the folder stays unfinished.
     """
-    content = {**_content(node), "seconds": round(time.time() - begun, 1), "metrics": metrics}
+    content = {**_content(node), **spent, "planned": planning.kept(node), "metrics": metrics}
     manifest.write_json(folder / "metrics.json", metrics)
     write_card(folder, content)
     limits = metrics.get("accept", [])

@@ -59,11 +59,19 @@ def test_the_card_of_data_counts_what_was_left_out(world: Path) -> None:
 
 def test_planned_stands_beside_actual(trained: Path) -> None:
     made = manifest.read_json(Path("runs/pretrain")) or {}
-    usage = {"peak_memory_bytes": 800_000_000, "energy_kwh": 0.002, "hardware": "a machine"}
+    usage = {
+        "peak_memory_bytes": 800_000_000,
+        "energy_kwh": 0.002,
+        "hardware": {"processor": "a Z80", "cores": 1, "memory_bytes": 2**31},
+    }
     planned = {"seconds": 12.0, "peak_memory_bytes": 900_000_000}
     text = card.text(Path("runs/pretrain"), {**made, "usage": usage, "planned": planned}, "lab/tiny")
     assert "|  | actual | planned |" in text and "| peak memory, MB | 800 | 900 |" in text
-    assert "| energy, kWh | 0.002 |  |" in text and " on a machine." in text and '"lab/tiny"' in text
+    assert (
+        "| energy, kWh | 0.002 |  |" in text
+        and ", on a Z80 with 1 cores, 2 GiB of memory." in text
+        and '"lab/tiny"' in text
+    )
     text = card.text(Path("runs/pretrain"), {**made, "usage": usage, "planned": None}, "lab/tiny")
     assert "|  | actual |\n" in text
 

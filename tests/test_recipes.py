@@ -1,6 +1,7 @@
 """Every recipe in the repository is loaded, checked and run for two real steps; every command of the README works."""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -9,34 +10,48 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hfkit import cli
+from hfkit import cli, graph, manifest, states
+from hfkit.hub import push
 from tests.toy import WORDS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CANARIES = {"HF_TOKEN": "hf_" + "canary" * 6, "WANDB_API_KEY": "wandb" * 8, "SOME_PASSWORD": "swordfish-swordfish"}
 SHORT = ["train.max_steps=2", "train.torch_compile=false", "train.logging_steps=1", "train.save_strategy=no"]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "recipes")))
-def test_a_recipe_fits_on_a_screen_and_is_checked(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_recipe_fits_on_a_screen_and_is_checked(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     lines = path.read_text(encoding="utf-8").splitlines()
     assert 5 <= len(lines) <= 45
     schema = re.match(r"# yaml-language-server: \$schema=(.*)", lines[0])
     stage = yaml.safe_load("\n".join(lines))["stage"]
     assert schema and (path.parent / schema[1]).resolve() == ROOT / "recipes" / "schema" / f"{stage}.json"
-    assert cli.main(["plan", str(path)]) == 0
-    assert "Everything was checked" in capsys.readouterr().out
+    assert set(states.what_runs(graph.resolve(path)).values()) == {"absent"}
+
+
+def test_the_plan_that_the_readme_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = next(line for line in commands() if line.startswith("hfkit plan recipes/compare.yaml"))
+    assert cli.main(shlex.split(line.replace("recipes/", f"{ROOT}/recipes/"))[1:]) == 0
+    shown = capsys.readouterr().out
+    assert "8 x h100" in shown and "Everything was checked; nothing was run." in shown and not Path("runs").exists()
 
 
 def test_the_main_job_runs_from_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
     """The embedded corpus, the tokenizer and the model, as a new user gets them, but for the number of steps."""
     monkeypatch.chdir(tmp_path)
+    for name, value in CANARIES.items():
+        monkeypatch.setenv(name, value)
     recipe = str(ROOT / "recipes" / "pretrain.yaml")
     assert cli.main(["run", recipe, *SHORT]) == 0
     data = json.loads(Path("runs/data/metrics.json").read_text(encoding="utf-8"))
@@ -46,7 +61,8 @@ def test_the_main_job_runs_from_nothing(
     metrics = json.loads(Path("runs/pretrain/metrics.json").read_text(encoding="utf-8"))
     assert 0 < metrics["bits_per_byte"] < 8 and metrics["parameters"] > 1_000_000
     assert cli.main(["run", recipe, *SHORT]) == 0
-    assert "runs/pretrain is up to date" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "runs/pretrain is up to date" in shown.out
 
     # What comes after it, on a few rows of the same data: two steps of each training, and an evaluation.
     steps = [option for option in SHORT if "save_strategy" not in option]
@@ -56,8 +72,8 @@ def test_the_main_job_runs_from_nothing(
     for name, data in (("finetune", "functions"), ("classify", "packages")):
         options = ["model=runs/pretrain", f"data=runs/few-{data}", "train.num_train_epochs=1"]
         assert cli.main(["run", str(ROOT / "recipes" / f"{name}.yaml"), *options, *steps]) == 0
-    shown = next(line for line in commands() if line.startswith("hfkit run recipes/distill.yaml"))
-    distill, *options = [str(ROOT / "recipes" / "distill.yaml"), *shlex.split(shown)[3:]]
+    line = next(line for line in commands() if line.startswith("hfkit run recipes/distill.yaml"))
+    distill, *options = [str(ROOT / "recipes" / "distill.yaml"), *shlex.split(line)[3:]]
     data = "data=runs/few-data"
     for more in ([], [*options, "output_dir=runs/cut"]):
         assert cli.main(["run", distill, "teacher=runs/pretrain", data, *SHORT, *more]) == 0
@@ -66,8 +82,8 @@ def test_the_main_job_runs_from_nothing(
 
     # Smaller models, of a few rows, whatever they have lost.
     few = ["model=runs/pretrain", data, "limit=2", "accept={}"]
-    shown = next(line for line in commands() if line.startswith("hfkit run recipes/prune.yaml"))
-    prune, *options = [str(ROOT / "recipes" / "prune.yaml"), *shlex.split(shown)[3:]]
+    line = next(line for line in commands() if line.startswith("hfkit run recipes/prune.yaml"))
+    prune, *options = [str(ROOT / "recipes" / "prune.yaml"), *shlex.split(line)[3:]]
     for more in ([], [*options, "output_dir=runs/masked"]):
         assert cli.main(["run", prune, *few, "calibration=runs/few-data", "calibration_rows=4", *SHORT, *more]) == 0
     for name in ("quantize", "quantize-nf4"):
@@ -92,6 +108,24 @@ def test_the_main_job_runs_from_nothing(
         == 0
     )
     assert len(Path("runs/evaluate/predictions.jsonl").read_text(encoding="utf-8").splitlines()) == 4
+
+    line = next(line for line in commands() if line.startswith("hfkit lineage"))
+    assert cli.main(shlex.split(line)[1:]) == 0
+
+    # The secrets of the environment are in no file, no line of output, and nothing that is pushed.
+    monkeypatch.setattr(push, "try_out", lambda *asked: None)
+    hub = request.getfixturevalue("hub")
+    line = next(line for line in commands() if line.startswith("hfkit push"))
+    assert cli.main(shlex.split(line.replace("org/", "lab/"))[1:]) == 0 and hub.repo("lab/name").private
+    for name in ("pretrain", *(path.name for path in sorted(Path("runs").iterdir()) if path.name != "pretrain")):
+        made = manifest.read_json(Path("runs") / name) or {"makes": "evaluation"}
+        assert cli.main(["push", f"runs/{name}", f"lab/{name}"]) == (2 if made["makes"] == "evaluation" else 0)
+    assert len(hub.state.repos) >= 12
+    found = [path.read_bytes() for path in Path().rglob("*") if path.is_file()]
+    found += ["".join((*shown, *capsys.readouterr())).encode(), hub.sent()]
+    for secret in (*CANARIES.values(), os.environ["HF_TOKEN"]):
+        assert not any(secret.encode() in content for content in found)
+    assert not list(Path().rglob("training_args.bin")) and str(tmp_path).encode() not in hub.sent()
 
 
 def test_the_gpt2_chain_runs_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,10 +187,10 @@ def test_every_file_that_the_readme_names_is_there() -> None:
     tree = README.split("## Where things are")[1].split("**Read these first")[0]
     folder = ROOT
     for line in tree.splitlines():
-        entry = re.match(r"    (  )?([\w./]+)( |$)", line)
-        if entry:
-            folder = folder if entry[1] else ROOT / entry[2]
-            assert (folder / entry[2] if entry[1] else ROOT / entry[2]).exists(), entry[2]
+        entry = re.match(r"    (  )?([\w./]+(, [\w./]+)*)( |$)", line)
+        for name in entry[2].split(", ") if entry else []:
+            folder = folder if entry and entry[1] else ROOT / name
+            assert (folder / name if entry and entry[1] else ROOT / name).exists(), name
 
 
 def test_the_readme_is_short() -> None:

@@ -184,7 +184,12 @@ def _planned(planned: dict[str, Any], key: str, unit: float = 1.0) -> str:
 
 def _on(usage: dict[str, Any]) -> str:
     hardware = usage.get("hardware")
-    return f" on {cell(str(hardware))}" if hardware else ""
+    if not hardware:
+        return ""
+    words = [f"{hardware['processor']} with {hardware['cores']} cores"]
+    if hardware.get("memory_bytes"):
+        words.append(f"{hardware['memory_bytes'] / 2**30:.0f} GiB of memory")
+    return f", on {', '.join(cell(word) for word in [*words, *hardware.get('gpus', [])])}"
 
 
 def _cell(value: float | str) -> str:

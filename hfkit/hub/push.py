@@ -97,7 +97,9 @@ def _finished(folder: Path) -> dict[str, Any]:
 
 def _api() -> "HfApi":
     from huggingface_hub import HfApi, constants
+    from huggingface_hub.utils import logging
 
+    logging.set_verbosity_error()  # what it says of commits is said here
     if constants.is_offline_mode():
         raise HfkitError("push: HF_HUB_OFFLINE is set; unset it to reach the Hub")
     return HfApi(token=token())

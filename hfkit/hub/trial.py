@@ -92,7 +92,9 @@ def _here(folder: Path, content: dict[str, Any], text: str) -> Any:
         return {split: each["rows"] for split, each in content["metrics"]["splits"].items()}
     import torch
     from transformers import AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     inputs = tokenizer(text, return_tensors="pt", return_token_type_ids=False)
     if content["makes"] == "tokenizer":
