@@ -117,12 +117,12 @@ def _started_tracker() -> Any:
 
         from codecarbon import OfflineEmissionsTracker
 
+        logging.getLogger("codecarbon").setLevel(logging.CRITICAL)
         country = os.environ.get(COUNTRY)
         options = {"country_iso_code": country} if country else {}
         tracker = OfflineEmissionsTracker(
             save_to_file=False, log_level="critical", allow_multiple_runs=True, measure_power_secs=15, **options
         )
-        logging.getLogger("codecarbon").setLevel(logging.CRITICAL)
         tracker.start()
         return tracker
     return None

@@ -68,7 +68,9 @@ def test_a_stage_has_its_parts() -> None:
     for name in graph.stage_names():
         stage = graph.load_stage(name)
         assert stage.MAKES in ("data set", "tokenizer", "model", "evaluation") and isinstance(stage.DISTRIBUTED, bool)
-        assert all(callable(getattr(stage, part)) for part in ("Recipe", "check", "external", "describe", "work", "run"))
+        assert all(
+            callable(getattr(stage, part)) for part in ("Recipe", "check", "external", "describe", "work", "run")
+        )
         assert stage.Recipe.model_fields["stage"].annotation.__args__ == (name,)
 
 
