@@ -36,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error.problems, error.exit_code)
     except (stopping.Stopped, KeyboardInterrupt) as error:
         return _fail([f"stopped by {str(error) or 'SIGINT'}; the same command goes on from here"], stopping.EXIT_CODE)
+    except BrokenPipeError:  # whoever reads the output has enough of it, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or else Python complains at its end
+        return 141  # as a shell says it: 128 + SIGPIPE
     except OSError as error:
         if error.filename is None and error.strerror is None:
             raise

@@ -153,6 +153,12 @@ def test_the_digest_is_that_of_the_content(ready: Path, monkeypatch: pytest.Monk
     assert len(digests) == 1
 
 
+def test_output_that_nobody_reads_to_its_end_is_no_fault_of_the_disk(world: Path) -> None:
+    command = f"{sys.executable} -m hfkit plan recipes/data.yaml | head -c 1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stdout.split()[-1] in ("0", "141") and done.stderr == ""
+
+
 def test_plan_checks_everything_and_changes_nothing(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", "recipes/pretrain.yaml", "train.max_steps=10"]) == 0
     shown = capsys.readouterr().out
