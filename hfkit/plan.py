@@ -49,6 +49,8 @@ def show(path: Path, overrides: Sequence[str] = (), on: str | None = None, confi
     """
     if on is None:
         _warm_up(path, overrides)
+    from hfkit import runner  # noqa: F401 what a run has loaded counts
+
     node = graph.resolve(path, overrides)
     todo = states.what_runs(node)
     nodes = list(graph.in_order(node))
@@ -109,15 +111,15 @@ def _estimated(
 
 def _costs(prices: "Prices", named: "Machine | None", spread: "Spread | None", loaded: int, is_light: bool) -> "Costs":
     from hfkit.planning import machines
-    from hfkit.planning.estimate import Costs, Speeds
+    from hfkit.planning.estimate import OF_LIBRARIES, Costs, Speeds
 
     if named is None:
-        speeds = Speeds(*process.speeds()) if not is_light else Speeds("fp32", 0.0, 1.0)
+        speeds = Speeds(*process.speeds()) if not is_light else Speeds("fp32", 0.0, 1.0, loaded)
         machine = machines.here(prices, speeds.flops)
         count = 1 if machine.is_cpu else machine.count
     else:
         machine, count = named, named.count
-        speeds = Speeds("fp32" if machine.is_cpu else "bf16", machine.flops, 0.0)
+        speeds = Speeds("fp32" if machine.is_cpu else "bf16", machine.flops, 0.0, OF_LIBRARIES)
     if spread is None:
         name = "data parallel" if count > 1 else "one process"
         spread = machines.Spread(count if not machine.is_cpu else 1, name)

@@ -17,7 +17,7 @@ from hfkit.planning.schedule import schedule_of
 from hfkit.planning.work import Lengths, Model, Reading, Texts, Tokens, Training
 
 PRETRAIN, DATA = "recipes/pretrain.yaml", "recipes/data.yaml"
-SPEEDS = Speeds("bf16", 1e12, 0.0)
+SPEEDS = Speeds("bf16", 1e12, 0.0, 0.7e9)
 
 
 def plan(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -73,13 +73,7 @@ def token_rows(
     Raises:
         HfkitError: if a split has less than one row of tokens.
     """
-    tokenizer.backend_tokenizer.no_truncation()
-    tokenizer.backend_tokenizer.no_padding()
-    digest = hashlib.sha256()
-    digest.update(manifest.content_of(place).encode())
-    digest.update(tokenizer.backend_tokenizer.to_str().encode())
-    digest.update(f"{tokenizer.bos_token_id} {tokenizer.eos_token_id} {sequence_length} {packing}".encode())
-    folder = cache / f"tokens-{digest.hexdigest()[:16]}"
+    folder = folder_of(place, tokenizer, sequence_length, packing, cache)
     if (folder / "tokens.json").exists():
         return folder
     with manifest.locked(folder), manifest.new_folder(folder) as work:
@@ -90,6 +84,19 @@ def token_rows(
         content = {"sequence_length": sequence_length, "packing": packing, "dtype": dtype, "splits": splits}
         manifest.write_json(work / "tokens.json", content)
     return folder
+
+
+def folder_of(
+    place: str, tokenizer: "PreTrainedTokenizerBase", sequence_length: int, packing: str, cache: Path
+) -> Path:
+    """Where the packed rows of data are, or would be."""
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    digest = hashlib.sha256()
+    digest.update(manifest.content_of(place).encode())
+    digest.update(tokenizer.backend_tokenizer.to_str().encode())
+    digest.update(f"{tokenizer.bos_token_id} {tokenizer.eos_token_id} {sequence_length} {packing}".encode())
+    return cache / f"tokens-{digest.hexdigest()[:16]}"
 
 
 def _pack_split(

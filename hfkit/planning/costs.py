@@ -14,11 +14,12 @@ from hfkit.planning.shapes import shape_of
 from hfkit.planning.work import Chore, Lengths, Measuring, Model, Part, Reading, Training, Work, Writing
 from hfkit.training.decisions import COMPILE_SECONDS
 
+OF_MEASURING = 6e7  # bytes of the metrics, beside the libraries of a training
 PASS_SECONDS = 1.0  # a rehearsal's pass may take so long; else it has fewer rows, or there is none
 EXPECTED = 0.3  # of the measured peak, where that is to be foreseen
 COMPILED = 0.92  # of a pass's time on a CPU, see benchmarks/results/pretrain_speed_cpu_bf16.json
 ROOM = 0.6  # of the free memory that a rehearsal may take
-SETTING_UP = 1.0  # of a training, in the time that the libraries take to load: measuring the peak, Trainer, the report
+SETTING_UP = 0.6  # in the time that the libraries take to load: what a training loads beside them, and its report
 WRITTEN_A_SECOND = 200e6  # bytes of a checkpoint, with their digests
 A_SAVE = 0.25  # seconds of each
 LAYER_SECONDS = 4e-4  # of a GPU for a layer forward, however small: kernels are launched one by one
@@ -56,7 +57,7 @@ class _Pricing:
                 found.add(part.what, taken)
         if any(isinstance(part, Measuring) for part in parts):
             found.add("starting the measurements", self.speeds.imports if self.machine.is_here else A_LAUNCH)
-        self._add_memory(found, parts, peak, base, work.memory)
+        self._add_memory(found, parts, peak, base, work.left_behind)
         return found
 
     # ---- time
@@ -75,7 +76,7 @@ class _Pricing:
             else:
                 seconds.append(next(of_heavy))
         peak = None if done is None else done.peak
-        return seconds, peak, memory.OF_LIBRARIES if done is None else done.base
+        return seconds, peak, self.speeds.libraries if done is None else done.base
 
     def _measuring(self, part: Measuring) -> float:
         does = [*_of_speeds(part.model), *part.does]
@@ -101,7 +102,7 @@ class _Pricing:
             if isinstance(part, Training):
                 schedule = schedule_of(part, self.spread.processes)
                 share = schedule.batch / rows * (self.spread.processes if self.machine.is_cpu else 1)
-                scaled.append((taken.of_pass * share, taken.of_optimizer))
+                scaled.append((taken.of_pass * share, taken.of_optimizer, taken.before))
                 kept = memory.of_training(part, Spread(), self._is_half(schedule), self.machine.is_cpu)
                 extra = max(extra, (kept["activations"] + kept["logits"]) * (1 - rows / schedule.batch))
             else:
@@ -136,7 +137,7 @@ class _Pricing:
                 launch += shape_of(part.teacher, 8).layers * LAYER_SECONDS / 3
             shape = shape_of(part.model, 8)
             optimizer = 12 * shape.trained / self.machine.bandwidth + launch / 2
-            return max(rows * _row_flops(part) / speed, 3 * launch), optimizer
+            return max(rows * _row_flops(part) / speed, 3 * launch), optimizer, 0.0
         if isinstance(part, Reading):
             passes = math.ceil(part.rows / part.batch)
             return max(part.rows * _row_flops(part) / speed, passes * launch)
@@ -145,11 +146,11 @@ class _Pricing:
         return part.prompts * _row_flops(part) / speed + steps * (weights + launch)
 
     def _add_training(
-        self, found: Estimate, part: Training, taken: tuple[float, float], parts: list[Part], seconds: list[Any]
+        self, found: Estimate, part: Training, taken: tuple[float, float, float], parts: list[Part], seconds: list[Any]
     ) -> None:
         schedule = schedule_of(part, self.spread.processes)
         shape = shape_of(part.model, part.lengths.longest)
-        of_pass, of_optimizer = taken
+        of_pass, of_optimizer, before = taken
         is_compiled = compiles(schedule, of_pass, self.machine.is_cpu)
         if is_compiled and self.machine.is_cpu:
             of_pass *= COMPILED
@@ -162,7 +163,7 @@ class _Pricing:
         checkpoint = _checkpoint_bytes(part)
         if schedule.saves:
             found.add("saving", schedule.saves * (A_SAVE + checkpoint / WRITTEN_A_SECOND))
-        found.add("setting up", SETTING_UP * (self.speeds.imports if self.machine.is_here else A_LAUNCH))
+        found.add("setting up", before + SETTING_UP * (self.speeds.imports if self.machine.is_here else A_LAUNCH))
         found.disk += schedule.checkpoints * checkpoint
         if not found.steps:  # of the first: a second one is the same again
             found.steps, found.parameters, found.trained = schedule.steps, shape.parameters, shape.trained
@@ -186,7 +187,7 @@ class _Pricing:
     ) -> None:
         """The part that takes most. Where it was measured, what the parts do not tell is `rest`."""
         if not any(isinstance(part, Training | Reading | Writing) for part in parts):
-            found.memory = {"libraries": self.loaded, "data": of_chores}
+            found.memory = {"libraries": base + OF_MEASURING, "data": of_chores}
             return
         trainings = [part for part in parts if isinstance(part, Training)]
         of_parts = [self._memory(part) for part in trainings]
@@ -198,6 +199,7 @@ class _Pricing:
             if rest < 0:  # they are not all there at the same time
                 most = {name: size * max(peak - base, 0) / max(sum(most.values()), 1) for name, size in most.items()}
             found.memory = {**most, "libraries": base, "rest": max(rest, 0)}
+        found.memory |= {"data": of_chores} if self.machine.is_cpu else {}
         for training in trainings:
             total = self.total(training, self.spread, base)
             if total > self.machine.memory:

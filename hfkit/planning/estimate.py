@@ -7,6 +7,7 @@ from hfkit.planning.machines import Machine, Prices, Spread
 from hfkit.planning.work import Chore, Work
 
 A_LAUNCH = 12.0  # seconds until a named machine has loaded the libraries
+OF_LIBRARIES = 0.7e9  # Python, torch and transformers on a CPU; on a GPU its context and kernels
 FRAGMENTS = 1.05  # of a GPU's memory: what its allocator cannot use
 
 
@@ -17,11 +18,13 @@ class Speeds(NamedTuple):
         precision: the fastest.
         flops: FLOP/s in it.
         imports: seconds that the libraries take to load.
+        libraries: bytes that they hold.
     """
 
     precision: str
     flops: float
     imports: float
+    libraries: float
 
 
 @dataclasses.dataclass
@@ -126,7 +129,7 @@ class Costs:
             from hfkit.planning.costs import of_models
 
             return of_models(self, work)
-        found = Estimate(disk=work.disk + work.cache, memory={"libraries": self.loaded, "data": work.memory})
+        found = Estimate(disk=work.disk + work.cache, memory={"libraries": self.loaded, "data": work.left_behind})
         for part in work.parts:
             if isinstance(part, Chore):
                 found.add(part.what, part.seconds)

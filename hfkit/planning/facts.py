@@ -58,7 +58,7 @@ def _texts(place: str) -> Texts | None:
     if train.stat().st_size < LONGEST_LOOK:
         stride = max(rows["train"] // SAMPLE_ROWS, 1)
     sample = list(itertools.islice(corpus.rows(place, "train"), 0, SAMPLE_ROWS * stride, stride))
-    return Texts(rows, sizes, sample, is_exact=True)
+    return Texts(rows, sizes, sample, is_exact=True, place=place)
 
 
 def _tokens(place: str) -> Tokens:

@@ -13,7 +13,6 @@ from hfkit.planning.work import Model, Reading, Training, Writing
 from hfkit.training.chunked_head import chunk_tokens
 
 Memory = dict[str, float]  # bytes by part
-OF_LIBRARIES = 0.7e9  # Python, torch and transformers on a CPU; on a GPU its context and kernels
 LORA = {"r": 16, "lora_alpha": 32}
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 

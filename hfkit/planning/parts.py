@@ -12,7 +12,19 @@ from hfkit.evaluation.scoring import OF_LIKELIHOOD, OF_TEXTS
 from hfkit.planning import rows as of_rows
 from hfkit.planning.rows import Rows
 from hfkit.planning.shapes import shape_of
-from hfkit.planning.work import Known, Lengths, Measuring, Model, Reading, Texts, Tokens, Training, Work, Writing
+from hfkit.planning.work import (
+    Chore,
+    Known,
+    Lengths,
+    Measuring,
+    Model,
+    Reading,
+    Texts,
+    Tokens,
+    Training,
+    Work,
+    Writing,
+)
 from hfkit.training.trainer import training_arguments
 
 UNKNOWN = "what it takes is not known: {} is on the Hub and not in the cache"
@@ -95,6 +107,26 @@ def training_rows(recipe: Any, texts: Texts | None, tokens: Tokens | None, is_pa
     if recipe.task == "text":
         return of_rows.packed(texts, tokens, recipe.sequence_length, packing)
     return of_rows.examples(recipe, texts, tokens, recipe.sequence_length, is_packed)
+
+
+def cache_of(recipe: Any) -> Path:
+    """The folder beside the result that rows of tokens are kept in."""
+    return Path(recipe.output_dir or "runs/result").parent / ".cache"
+
+
+def making_rows(recipe: Any, texts: Texts | None, tokens: Tokens | None, packing: str) -> list[Chore]:
+    """What making the rows of a task takes."""
+    asked: tuple[Any, ...] = (
+        recipe.task,
+        recipe.prompt,
+        recipe.completion,
+        recipe.messages,
+        recipe.label,
+        recipe.sequence_length,
+    )
+    if recipe.task == "text":
+        asked = (recipe.sequence_length, packing)
+    return of_rows.tokenizing(texts, tokens, cache_of(recipe), *asked)
 
 
 def row_lengths(rows: Rows, recipe: Any) -> tuple[int, Lengths]:

@@ -36,10 +36,10 @@ def call(name: str, *arguments: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=1)
-def speeds() -> tuple[str, float, float]:
-    """The fastest precision of this machine, its FLOP/s, and the seconds that the libraries take to load; measured in
-    about a second, and where that fails, guessed low."""
-    return call("speed") or ("fp32", 5e10, 5.0)
+def speeds() -> tuple[str, float, float, int]:
+    """The fastest precision of this machine, its FLOP/s, the seconds that the libraries take to load and the bytes
+    that they hold; measured in about a second, and where that fails, guessed."""
+    return call("speed") or ("fp32", 5e10, 5.0, 6 * 10**8)
 
 
 def _context() -> Any:

@@ -27,7 +27,7 @@ from hfkit import usage  # noqa: E402
 from hfkit.data.examples import pad  # noqa: E402
 from hfkit.data.packing import IGNORED  # noqa: E402
 from hfkit.data.tasks import Example  # noqa: E402
-from hfkit.distillation.settings import Targets  # noqa: E402
+from hfkit.distillation.settings import OF_LAYERS, Targets  # noqa: E402
 from hfkit.distillation.trainer import student_trainer  # noqa: E402
 from hfkit.evaluation import likelihood  # noqa: E402
 from hfkit.evaluation.decoding import Rules, decode  # noqa: E402
@@ -37,12 +37,15 @@ from hfkit.planning import shapes  # noqa: E402
 from hfkit.planning.work import Lengths, Model, Reading, Training, Writing  # noqa: E402
 from hfkit.training import roof  # noqa: E402
 from hfkit.training.classification import ClassificationTrainer  # noqa: E402
+from hfkit.training.decisions import decide  # noqa: E402
 from hfkit.training.settings import BadSteps  # noqa: E402
 from hfkit.training.trainer import training_arguments  # noqa: E402
 
 IMPORT_SECONDS = time.process_time() - BEGUN
 STEPS = 4  # of a training, the first of which does not count
 FEW, MORE = 4, 12  # tokens that are written, to know what one takes
+NOT_REHEARSED = ("torch_compile", "bf16", "fp16", "dataloader_num_workers", "load_best_model_at_end", "max_steps",
+                 "num_train_epochs", "eval_steps", "save_steps")  # fmt: skip
 BITSANDBYTES = ("load_in_8bit", "load_in_4bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
 
 
@@ -62,17 +65,24 @@ class Rehearsed:
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """Seconds of a forward and backward pass of one batch, and of what the optimizer adds to a step."""
+    """
+    Args:
+        of_pass: seconds of a forward and backward pass of one batch.
+        of_optimizer: what the optimizer adds to a step.
+        before: until the first step: making the model, deciding by measuring, Trainer.
+    """
 
     of_pass: float
     of_optimizer: float
+    before: float
 
 
-def speed() -> tuple[str, float, float]:
-    """The fastest precision, its FLOP/s, and how long the libraries took to load."""
+def speed() -> tuple[str, float, float, int]:
+    """The fastest precision, its FLOP/s, how long the libraries took to load, and how many bytes they hold."""
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     roof.use_all_cores(device)
-    return *roof.fastest_precision(device), IMPORT_SECONDS
+    held = max(_resident(os.getppid()), _resident())  # a part of them is not touched again after the fork
+    return *roof.fastest_precision(device), IMPORT_SECONDS, held
 
 
 def rehearse(parts: list[Any], precision: str, limits: list[int]) -> Rehearsed:
@@ -105,24 +115,23 @@ def rehearse(parts: list[Any], precision: str, limits: list[int]) -> Rehearsed:
 
 
 def _train(part: Training, precision: str, rows: int, folder: Path, device: torch.device) -> tuple[Steps, Any]:
-    own = ("max_steps", "num_train_epochs", "torch_compile", "bf16", "fp16", "dataloader_num_workers", "report_to")
-    strategies = ("eval_strategy", "save_strategy", "load_best_model_at_end", "eval_steps", "save_steps")
-    kept = {key: value for key, value in part.train.items() if key not in (*own, *strategies)}
-    kept |= {"max_steps": STEPS, "per_device_train_batch_size": rows, "gradient_accumulation_steps": 1}
+    begun = time.perf_counter()
+    kept = {key: value for key, value in part.train.items() if key not in NOT_REHEARSED}
+    kept |= {"per_device_train_batch_size": rows, "gradient_accumulation_steps": 1, "bf16": precision == "bf16"}
+    kept |= {"fp16": precision == "fp16", "save_strategy": "no", "eval_strategy": "no", "report_to": "none"}
+    model = shapes.build(part.model, part.attn_implementation)
+    vocabulary = model.config.get_text_config().vocab_size
+    data = RandomRows(part.lengths, STEPS * rows, vocabulary, part.model.classes)
+    decide({**kept, **_of_compilation(part)}, training_arguments(kept, folder), model, data, data.collate)
     args = training_arguments(
-        {**kept, "save_strategy": "no", "eval_strategy": "no", "report_to": "none", "disable_tqdm": True},
+        {**kept, "max_steps": STEPS, "disable_tqdm": True},
         folder,
-        bf16=precision == "bf16",
-        fp16=precision == "fp16",
         logging_steps=10**6,
         per_device_eval_batch_size=rows,
         remove_unused_columns=False,
         dataloader_pin_memory=device.type != "cpu",
     )
-    model = shapes.build(part.model, part.attn_implementation)
-    vocabulary = model.config.get_text_config().vocab_size
-    data = RandomRows(part.lengths, STEPS * rows, vocabulary, part.model.classes)
-    clock = Clock(device)
+    clock = Clock(device, begun)
     trainer: Any
     if part.model.classes:
         trainer = ClassificationTrainer(
@@ -148,11 +157,18 @@ def _train(part: Training, precision: str, rows: int, folder: Path, device: torc
     return clock.steps(), trainer
 
 
+def _of_compilation(part: Training) -> dict[str, bool]:
+    """What a recipe says of it, and what a distillation that compares layers does: then no pass decides it."""
+    between_layers = any(each.loss in OF_LAYERS for each in part.losses)
+    told = part.train.get("torch_compile", False if between_layers else None)
+    return {} if told is None else {"torch_compile": told}
+
+
 class Clock(TrainerCallback):
     """Times each step, and its optimizer's part."""
 
-    def __init__(self, device: torch.device):
-        self.device = device
+    def __init__(self, device: torch.device, begun: float):
+        self.device, self.begun, self.before_first = device, begun, 0.0
         self.ends: list[float] = []
         self.of_optimizer: list[float] = []
         self.before = 0.0
@@ -161,6 +177,9 @@ class Clock(TrainerCallback):
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.before_first = self._now() - self.begun
 
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
         self.before = self._now()
@@ -174,7 +193,7 @@ class Clock(TrainerCallback):
     def steps(self) -> Steps:
         whole = [after - before for before, after in zip(self.ends, self.ends[1:], strict=False)]
         of_optimizer = statistics.median(self.of_optimizer[1:])
-        return Steps(max(statistics.median(whole) - of_optimizer, 1e-6), of_optimizer)
+        return Steps(max(statistics.median(whole) - of_optimizer, 1e-6), of_optimizer, self.before_first)
 
 
 class RandomRows(torch.utils.data.Dataset):

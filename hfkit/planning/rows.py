@@ -4,8 +4,10 @@ import math
 import statistics
 from collections.abc import Iterable
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+from hfkit.data import packing
 from hfkit.data.corpus import SPLITS
 from hfkit.data.examples import best_fit
 from hfkit.data.tasks import encode, prompt_ids, reference
@@ -16,16 +18,17 @@ BYTES_A_TOKEN = 3.5  # of English or code, where neither text nor tokenizer is t
 SAMPLE_BYTES = 400_000
 TOKENIZED_A_SECOND = 3e6  # bytes, packed and written
 ENCODED_A_SECOND = 1200  # rows of a task, encoded one by one
+OF_TOKENIZING, OF_ENCODING = 1.6e8, 6e7  # bytes that are not given back
 
 Rows = dict[str, tuple[int, Lengths]]  # of each split how many, and how long they are
 
 
-def packed(texts: Texts | None, tokens: Tokens | None, length: int, packing: str) -> Rows:
+def packed(texts: Texts | None, tokens: Tokens | None, length: int, how: str) -> Rows:
     """Documents in rows of `length` (`hfkit.data.packing`). Empty where the data is not known."""
     if texts is None:
         return {}
     each = bytes_a_token(texts, tokens)
-    lengths = Lengths((length,), length - 1, length, packing == "documents")
+    lengths = Lengths((length,), length - 1, length, how == "documents")
     found = {split: texts.bytes[split] / each + 2 * texts.rows[split] for split in SPLITS}
     return {split: (max(math.ceil(count / (length - 1)), 1), lengths) for split, count in found.items()}
 
@@ -69,13 +72,25 @@ def answers(recipe: Any, texts: Texts, tokens: Tokens | None, window: int, new_t
     return round(statistics.fmean(prompts)), round(statistics.fmean(min(each, new_tokens) for each in told))
 
 
-def tokenizing(texts: Texts | None, is_text: bool) -> list[Chore]:
-    """What making the rows takes, once for a data set and a tokenizer."""
-    if texts is None:
+def tokenizing(texts: Texts | None, tokens: Tokens | None, cache: Path, *asked: Any) -> list[Chore]:
+    """What making the rows takes; nothing where they are there, or a recipe before makes them.
+
+    Args:
+        cache: the folder that they are kept in.
+        asked: the length and the packing of documents, or what else examples of a task depend on.
+    """
+    key = (tokens.vocab_size if tokens is not None else 0, *asked)
+    if texts is None or key in texts.made_of_it:
         return []
-    if is_text:
-        return [Chore("tokenizing", sum(texts.bytes.values()) / TOKENIZED_A_SECOND)]
-    return [Chore("encoding examples", sum(texts.rows.values()) / ENCODED_A_SECOND)]
+    texts.made_of_it.add(key)
+    if len(asked) != 2:
+        return [Chore("encoding examples", sum(texts.rows.values()) / ENCODED_A_SECOND, OF_ENCODING)]
+    if texts.place is not None and tokens is not None and tokens.is_exact:
+        folder = packing.folder_of(texts.place, tokens.tokenizer, *asked, cache)
+        if (folder / "tokens.json").exists():
+            return []
+    size = sum(texts.bytes.values())
+    return [Chore("tokenizing", size / TOKENIZED_A_SECOND, min(15 * size, OF_TOKENIZING))]
 
 
 def bytes_a_token(texts: Texts, tokens: Tokens | None) -> float:

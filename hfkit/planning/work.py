@@ -18,12 +18,16 @@ class Texts:
         rows, bytes: of each split.
         sample: some rows, of whatever split.
         is_exact: whether the counts are those of the data, or estimates.
+        place: its folder, if it is there.
+        made_of_it: the rows that a recipe before makes of it, as later ones ask for them.
     """
 
     rows: dict[str, int]
     bytes: dict[str, int]
     sample: list[dict[str, Any]]
     is_exact: bool
+    place: str | None = None
+    made_of_it: set[tuple[Any, ...]] = dataclasses.field(default_factory=set)
 
 
 @dataclasses.dataclass
@@ -77,10 +81,12 @@ class Chore:
 
     Args:
         seconds: on this machine.
+        memory: bytes that it leaves behind: the system does not get back all that is freed.
     """
 
     what: str
     seconds: float
+    memory: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +192,6 @@ class Work:
 
     Args:
         makes: what the result is to the recipes that need it.
-        memory: bytes that its chores hold beside the libraries.
         disk: bytes of the result, without checkpoints.
         cache: bytes that stay beside it in `.cache`.
         notes: what is not known, or only about.
@@ -195,11 +200,15 @@ class Work:
 
     parts: Sequence[Part]
     makes: Known = None
-    memory: float = 0
     disk: float = 0
     cache: float = 0
     notes: tuple[str, ...] = ()
     is_exact: bool = True
+
+    @property
+    def left_behind(self) -> float:
+        """Bytes that the chores leave behind."""
+        return sum(part.memory for part in self.parts if isinstance(part, Chore))
 
     @property
     def is_light(self) -> bool:

@@ -98,7 +98,7 @@ def work(recipe: Recipe, known: dict[str, Known]) -> Work:
     import dataclasses
 
     from hfkit.distillation.student import student_config
-    from hfkit.planning import parts, rows
+    from hfkit.planning import parts
     from hfkit.planning.work import Training
 
     teacher, texts = known["teacher"], known["data"] if isinstance(known["data"], Texts) else None
@@ -138,7 +138,7 @@ def work(recipe: Recipe, known: dict[str, Known]) -> Work:
     alone = dataclasses.replace(training, what="training alone", teacher=None, losses=())
     return Work(
         [
-            *rows.tokenizing(texts, recipe.task == "text"),
+            *parts.making_rows(recipe, texts, own, recipe.packing),
             *parts.of_targets(recipe, teacher, found, texts, batch),
             training,
             *after,

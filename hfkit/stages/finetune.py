@@ -148,7 +148,7 @@ def work(recipe: Recipe, known: dict[str, Known]) -> Work:
     merged = [Chore("merging", 2.0 + parts.weight_bytes(base) / 1e8)] if recipe.merge else []
     return Work(
         [
-            *rows.tokenizing(texts, is_text=False),
+            *parts.making_rows(recipe, texts, model.tokens, ""),
             training,
             *parts.reading("evaluating", model, found, "validation", batch),
             *parts.reading("evaluating", model, found, "test", batch),

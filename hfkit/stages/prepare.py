@@ -120,10 +120,10 @@ def work(recipe: Recipe, known: dict[str, Known]) -> Work:
     texts, size = look.texts(), sum(look.bytes.values())
     hubs = [source.hub for source in recipe.sources if source.hub is not None]
     notes = tuple(f"{hub} is on the Hub: how much it holds is not known here, nor how long it takes" for hub in hubs)
+    memory = 4e7 + 6 * min(size, 2 * ParquetWriters.BATCH_BYTES)
     return Work(
-        [Chore("preparing", look.seconds + 0.5 + size / CLEANED_A_SECOND)] if size else [],
+        [Chore("preparing", look.seconds + 0.5 + size / CLEANED_A_SECOND, memory)] if size else [],
         makes=texts if not hubs else None,
-        memory=4e7 + 6 * min(size, 2 * ParquetWriters.BATCH_BYTES),
         disk=size * PACKED,
         notes=notes,
         is_exact=texts.is_exact and not hubs,

@@ -111,7 +111,7 @@ def work(recipe: Recipe, known: dict[str, Known]) -> Work:
     test_bytes = given.bytes["test"] if given is not None else 0
     return Work(
         [
-            *rows.tokenizing(given, is_text=True),
+            *rows.tokenizing(given, model.tokens, parts.cache_of(recipe), recipe.sequence_length, recipe.packing),
             training,
             *parts.reading("evaluating", model, found, "validation", batch),
             *parts.reading("evaluating", model, found, "test", batch),

@@ -74,7 +74,7 @@ def describe(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRec
 
 
 def work(recipe: Recipe, known: dict[str, Known]) -> Work:
-    from hfkit.planning import parts, rows
+    from hfkit.planning import parts
     from hfkit.planning.work import Chore, Lengths, Reading, Training
 
     base, texts = known["model"], known["data"]
@@ -96,7 +96,7 @@ def work(recipe: Recipe, known: dict[str, Known]) -> Work:
         training = Training(
             "training", model, recipe.train, count, lengths, recipe.recover.optimizer, "sdpa", reads, teacher, losses
         )
-        found += [*rows.tokenizing(texts, recipe.task == "text"), training]
+        found += [*parts.making_rows(recipe, texts, base.tokens, recipe.recover.packing), training]
         models["recovered"], cache = model, parts.cache_bytes(made)
     return Work(
         [*found, *parts.measuring(recipe, models, texts), Chore("scores and intervals", parts.SCORING)],

@@ -82,12 +82,11 @@ def work(recipe: Recipe, known: dict[str, Known]) -> Work:
     notes = () if recipe.method == "bitsandbytes" else (f"{recipe.method}: the quantization itself is not counted",)
     return Work(
         [
-            Chore("quantizing", parts.QUANTIZING + parts.weight_bytes(whole) / 1e8),
+            Chore("quantizing", parts.QUANTIZING + parts.weight_bytes(whole) / 1e8, 2 * parts.weight_bytes(whole)),
             *parts.measuring(recipe, {"before": base, "quantized": model}, texts),
             Chore("scores and intervals", parts.SCORING),
         ],
         makes=model,
-        memory=2 * parts.weight_bytes(whole),
         disk=parts.weight_bytes(model),
         notes=notes,
         is_exact=parts.are_exact(texts, base.tokens),

@@ -85,10 +85,10 @@ def work(recipe: Recipe, known: dict[str, Known]) -> Work:
     backend = train(recipe, iter(sample), is_shown=False)
     taken, looked = time.perf_counter() - begun, sum(len(text.encode()) for text in sample)
     size = min(texts.bytes["train"], recipe.sample_bytes)
+    memory = 6e7 + 15 * min(size, 1e8)
     return Work(
-        [Chore("training", LOADING + taken * max(size / looked, 1.0) ** GROWTH)],
+        [Chore("training", LOADING + taken * max(size / looked, 1.0) ** GROWTH, memory)],
         makes=Tokens(recipe.vocab_size, wrapped(backend), False),
-        memory=6e7 + 15 * min(size, 1e8),
         disk=100.0 * recipe.vocab_size,
         is_exact=texts.is_exact,
     )
