@@ -182,7 +182,8 @@ def _print_table(
         ]
         print("  " + "  ".join(cells).rstrip())
     if costs is not None:
-        print(f"\n{costs.assumptions()}")
+        is_measured = all(each.estimate.is_measured for each in planned if each.estimate.steps)
+        print(f"\n{costs.assumptions(is_measured)}")
 
 
 def _numbers(each: _Planned, costs: "Costs") -> tuple[float, ...]:

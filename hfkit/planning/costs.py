@@ -14,6 +14,7 @@ from hfkit.planning.shapes import shape_of
 from hfkit.planning.work import Chore, Lengths, Measuring, Model, Part, Reading, Training, Work, Writing
 from hfkit.training.decisions import COMPILE_SECONDS
 
+IN_PIECES = 0.6  # of what a training takes on a CPU, once more: batches of many lengths leave the heap in pieces
 OF_MEASURING = 6e7  # bytes of the metrics, beside the libraries of a training
 PASS_SECONDS = 1.0  # a rehearsal's pass may take so long; else it has fewer rows, or there is none
 EXPECTED = 0.3  # of the measured peak, where that is to be foreseen
@@ -105,6 +106,8 @@ class _Pricing:
                 scaled.append((taken.of_pass * share, taken.of_optimizer, taken.before))
                 kept = memory.of_training(part, Spread(), self._is_half(schedule), self.machine.is_cpu)
                 extra = max(extra, (kept["activations"] + kept["logits"]) * (1 - rows / schedule.batch))
+                if part.lengths.padded_to is None and self.machine.is_cpu:
+                    extra += IN_PIECES * (done.peak - done.base)
             else:
                 scaled.append(taken)
         return dataclasses.replace(done, seconds=scaled, peak=done.peak + extra)

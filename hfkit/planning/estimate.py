@@ -96,25 +96,27 @@ class Costs:
         """Until the first stage begins."""
         return 1.0 + self.speeds.imports if self.machine.is_here else A_LAUNCH
 
-    def assumptions(self) -> str:
-        """What the numbers rest on."""
+    def assumptions(self, is_measured: bool) -> str:
+        """What the numbers rest on.
+
+        Args:
+            is_measured: whether all trainings were rehearsed.
+        """
         machine, prices = self.machine, self.prices
         count = f"{machine.count} x " if machine.count > 1 else ""
-        processes = (
-            f"{self.spread.processes} processes, {self.spread.name}" if self.spread.processes > 1 else "one process"
-        )
+        processes = f"{self.spread.processes} processes, {self.spread.name}"
+        where = f"On {count}{machine.name}, {processes if self.spread.processes > 1 else 'one process'}"
         speed = f"{machine.flops / 1e12:,.3g} TFLOP/s in {self.precision}"
-        if machine.is_here:
-            how = (
-                f"{speed}, measured; models of these sizes were timed"
-                if machine.flops
-                else "nothing had to be measured"
-            )
+        if machine.is_here and not machine.flops:
+            how = "nothing had to be measured"
+        elif machine.is_here and is_measured:
+            how = f"{speed}, measured; models of these sizes were timed"
         else:
-            how = f"{prices.utilisation:.0%} of the published {speed} assumed as utilisation"
+            whose = "measured" if machine.is_here else "published"
+            how = f"{prices.utilisation:.0%} of the {whose} {speed} assumed as utilisation"
         dollars = "" if machine.dollars_per_hour is None else f", ${machine.dollars_per_hour:,.2f} an hour"
         return (
-            f"On {count}{machine.name}, {processes}: {how}.\n"
+            f"{where}: {how}.\n"
             f"Assumed, {prices.source} prices: {machine.watts:,.0f} W{dollars}{' each' if machine.count > 1 else ''}, "
             f"${prices.dollars_per_kwh:.2f} and {prices.grams_per_kwh:,.0f} g CO2 a kWh. A prices.yaml changes them."
         )

@@ -24,7 +24,7 @@ from hfkit.recipe import Push, RecipePart, StageRecipe
 MAKES, DISTRIBUTED = "data set", False
 SPLITS = ("train", "validation", "test")
 SHOWN_BAD_ROWS = 20
-CLEANED_A_SECOND, PACKED = 12e6, 0.3  # of a plan: bytes cleaned and written, and their share on the disk
+CLEANED_A_SECOND, PACKED = 2e7, 0.3  # of a plan: bytes cleaned and written, and their share on the disk
 
 
 class BadRows(RecipePart):
@@ -122,7 +122,7 @@ def work(recipe: Recipe, known: dict[str, Known]) -> Work:
     notes = tuple(f"{hub} is on the Hub: how much it holds is not known here, nor how long it takes" for hub in hubs)
     memory = 4e7 + 6 * min(size, 2 * ParquetWriters.BATCH_BYTES)
     return Work(
-        [Chore("preparing", look.seconds + 0.5 + size / CLEANED_A_SECOND, memory)] if size else [],
+        [Chore("preparing", look.seconds + 0.3 + size / CLEANED_A_SECOND, memory)] if size else [],
         makes=texts if not hubs else None,
         disk=size * PACKED,
         notes=notes,
