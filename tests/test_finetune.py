@@ -141,7 +141,7 @@ def test_an_adapter_is_trained_and_its_base_left_alone(there: Path) -> None:
     assert {"rouge1", "rougeL", "bleu", "exact_match", "loss", "perplexity"} <= found.keys()
     card = Path("runs/finetune/README.md").read_text(encoding="utf-8")
     digest = (manifest.read_json(Path("runs/pretrain")) or {})["digest"]
-    assert "base_model: runs/pretrain" in card and digest[:16] in card and "library_name: peft" in card
+    assert f"model: runs/pretrain  pretrain  sha256 {digest[:12]}" in card and "library_name: peft" in card
 
 
 def test_merged_weights_are_a_model_like_any_other(there: Path) -> None:
