@@ -219,6 +219,17 @@ def test_rows_are_counted_as_packing_makes_them(ready: Path) -> None:
         assert found[split][0] == pytest.approx(entry["rows"], rel=0.1, abs=2)
 
 
+def test_a_quantized_model_on_disk_is_known_by_the_sizes_of_the_whole_one(tmp_path: Path) -> None:
+    """It is made of random weights and quantized again to be timed: its configuration must not say that it is."""
+    config = small().config
+    config.quantization_config = {"quant_method": "bitsandbytes", "load_in_8bit": True, "load_in_4bit": False}
+    config.save_pretrained(tmp_path)
+    found = facts.known_of(str(tmp_path), "model")
+    assert isinstance(found, Model) and found.method == "bitsandbytes" and found.quantization["load_in_8bit"]  # type: ignore[index]
+    assert not hasattr(found.config, "quantization_config")
+    assert shapes.shape_of(found, 8).weight_bytes < shapes.shape_of(small(), 8).weight_bytes / 2
+
+
 # ---- what does not fit
 
 

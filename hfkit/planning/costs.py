@@ -14,7 +14,6 @@ from hfkit.planning.shapes import shape_of
 from hfkit.planning.work import Chore, Lengths, Measuring, Model, Part, Reading, Training, Work, Writing
 from hfkit.training.decisions import COMPILE_SECONDS
 
-IN_PIECES = 0.6  # of what a training takes on a CPU, once more: batches of many lengths leave the heap in pieces
 OF_MEASURING = 6e7  # bytes of the metrics, beside the libraries of a training
 PASS_SECONDS = 1.0  # a rehearsal's pass may take so long; else it has fewer rows, or there is none
 EXPECTED = 0.3  # of the measured peak, where that is to be foreseen
@@ -106,10 +105,10 @@ class _Pricing:
                 scaled.append((taken.of_pass * share, taken.of_optimizer, taken.before))
                 kept = memory.of_training(part, Spread(), self._is_half(schedule), self.machine.is_cpu)
                 extra = max(extra, (kept["activations"] + kept["logits"]) * (1 - rows / schedule.batch))
-                if part.lengths.padded_to is None and self.machine.is_cpu:
-                    extra += IN_PIECES * (done.peak - done.base)
             else:
                 scaled.append(taken)
+        if self.machine.is_cpu:
+            extra += _left_in_pieces(parts) * (done.peak - done.base)
         return dataclasses.replace(done, seconds=scaled, peak=done.peak + extra)
 
     def _rows_that_fit(self, part: Training | Reading | Writing) -> int:
@@ -223,6 +222,17 @@ class _Pricing:
 
     def _is_half(self, schedule: Schedule) -> bool:
         return (self.spread.precision or schedule.precision or self.precision) != "fp32"
+
+
+def _left_in_pieces(parts: list[Any]) -> float:
+    """The share of its memory that a training asks for once more on a CPU, where sizes differ so much that what was
+    freed serves less and less, which the few steps of a rehearsal do not show: measured on the recipes here."""
+    trainings = [part for part in parts if isinstance(part, Training)]
+    if any(each.lengths.padded_to is None for each in trainings):
+        return 0.9  # batches of many lengths
+    if any(isinstance(read, Writing) for each in trainings for read in each.at_evaluations):
+        return 0.6  # texts between the steps
+    return 0.45 if len(trainings) > 1 else 0.0
 
 
 def _flat(parts: Any) -> Any:

@@ -82,4 +82,5 @@ def _model(place: str) -> Model:
     if of_config is not None:
         quantization = of_config if isinstance(of_config, dict) else of_config.to_dict()
         method = str(quantization.get("quant_method", "bitsandbytes"))
+        del config.quantization_config  # it is told by `quantization`: the sizes are those of the whole model
     return Model(config, tokens, classes, lora, method, quantization)

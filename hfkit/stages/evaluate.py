@@ -79,7 +79,7 @@ def work(recipe: Recipe, known: dict[str, Known]) -> Work:
         part for model in models.values() if isinstance(model, Model) for part in parts.scoring(recipe, model, texts)
     ]
     rows = min(texts.rows[recipe.split], recipe.limit or texts.rows[recipe.split])
-    scores = Chore("scores and intervals", parts.SCORING + rows * len(recipe.chosen) * parts.SCORING_A_ROW)
+    scores = Chore("scores and intervals", parts.SCORING + rows * len(recipe.chosen) * parts.SCORING_A_ROW, 6e7)
     return Work([*found, scores], disk=rows * 2000.0, notes=notes, is_exact=texts.is_exact)
 
 
