@@ -21,11 +21,9 @@ BEGUN = time.process_time()  # not the time of the clock: others load theirs bes
 getLogger("bitsandbytes").setLevel(ERROR)  # it speaks of kernels that it could not load
 import datasets  # noqa: E402, F401 the imports are timed, and are those of a run
 import torch  # noqa: E402
-from transformers import TrainerCallback, default_data_collator  # noqa: E402
+from transformers import TrainerCallback  # noqa: E402
 
 from hfkit import usage  # noqa: E402
-from hfkit.data.examples import pad  # noqa: E402
-from hfkit.data.packing import IGNORED  # noqa: E402
 from hfkit.data.tasks import Example  # noqa: E402
 from hfkit.distillation.settings import OF_LAYERS, Targets  # noqa: E402
 from hfkit.distillation.trainer import student_trainer  # noqa: E402
@@ -34,7 +32,8 @@ from hfkit.evaluation.decoding import Rules, decode  # noqa: E402
 from hfkit.evaluation.generation import plain_decoder  # noqa: E402
 from hfkit.model.loading import load_model  # noqa: E402
 from hfkit.planning import shapes  # noqa: E402
-from hfkit.planning.work import Lengths, Model, Reading, Training, Writing  # noqa: E402
+from hfkit.planning.random_rows import RandomRows  # noqa: E402
+from hfkit.planning.work import Model, Reading, Training, Writing  # noqa: E402
 from hfkit.training import roof  # noqa: E402
 from hfkit.training.classification import ClassificationTrainer  # noqa: E402
 from hfkit.training.decisions import decide  # noqa: E402
@@ -44,6 +43,7 @@ from hfkit.training.trainer import training_arguments  # noqa: E402
 IMPORT_SECONDS = time.process_time() - BEGUN
 STEPS = 4  # of a training, the first of which does not count
 FEW, MORE = 4, 12  # tokens that are written, to know what one takes
+MANY = 5  # batches that are read
 NOT_REHEARSED = ("torch_compile", "bf16", "fp16", "dataloader_num_workers", "load_best_model_at_end", "max_steps",
                  "num_train_epochs", "eval_steps", "save_steps")  # fmt: skip
 BITSANDBYTES = ("load_in_8bit", "load_in_4bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
@@ -99,16 +99,25 @@ def rehearse(parts: list[Any], precision: str, limits: list[int]) -> Rehearsed:
     )  # libraries not touched since the fork
     seconds: list[Any] = []
     trainer: Any = None
+    known: dict[str, float] = {}
     with usage.metered() as used, tempfile.TemporaryDirectory() as folder:
         for part, rows in zip(parts, limits, strict=True):
             if isinstance(part, Training):
                 steps, trainer = _train(part, precision, rows, Path(folder), device)
                 seconds.append(steps)
             elif isinstance(part, Reading):
-                seconds.append(_read(part, rows, trainer, device))
+                seconds.append(_once(part, known, lambda: _read(part, rows, trainer, device)))  # noqa: B023 called here
             else:
                 seconds.append(_write(part, rows, trainer, device))
     return Rehearsed(seconds, used.get("peak_memory_bytes", 0) + shared, base + shared)
+
+
+def _once(part: Reading, known: dict[str, float], read: Callable[[], float]) -> float:
+    """Seconds of a part, read only if no other of such rows was."""
+    key = f"{part.model.key} {part.lengths} {part.batch} {part.of == 'teacher'}"
+    if key not in known:
+        known[key] = read() / part.rows
+    return known[key] * part.rows
 
 
 # ---- training
@@ -196,58 +205,33 @@ class Clock(TrainerCallback):
         return Steps(max(statistics.median(whole) - of_optimizer, 1e-6), of_optimizer, self.before_first)
 
 
-class RandomRows(torch.utils.data.Dataset):
-    """Rows of random tokens, as long as those that they stand for."""
-
-    def __init__(self, lengths: Lengths, count: int, vocabulary: int, classes: int):
-        self.lengths, self.count, self.vocabulary, self.classes = lengths, count, vocabulary, classes
-        self.bytes, self.labels, self.sequence_length = 1, None, lengths.padded_to
-        is_packed = lengths.padded_to is not None
-        self.collate: Any = default_data_collator if is_packed else functools.partial(pad, pad_token_id=0)
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        of_row = self.lengths.tokens[index * 7919 % len(self.lengths.tokens)]  # a prime: neighbours are not alike
-        length = self.lengths.padded_to or of_row
-        ids = torch.randint(self.vocabulary, (length,))
-        if self.classes:
-            return {"input_ids": ids, "labels": torch.tensor(index % self.classes)}
-        learned = min(max(round(self.lengths.learned * of_row / self.lengths.mean), 1), length - 1)
-        labels = torch.full_like(ids, IGNORED)
-        labels[torch.arange(1, length)[:: max((length - 1) // learned, 1)][:learned]] = 1
-        labels = torch.where(labels == 1, ids, labels)
-        row = {"input_ids": ids, "labels": labels}
-        is_masked = self.lengths.padded_to is not None and self.lengths.is_masked
-        return {**row, "position_ids": torch.arange(length) % max(length // 2, 1)} if is_masked else row
-
-
 # ---- reading and writing
 
 
 def _read(part: Reading, rows: int, trainer: Any, device: torch.device) -> float:
-    """Seconds for all rows of the part, by two batches of them."""
-    batches = RandomRows(part.lengths, 3 * rows, _vocabulary(part.model), 0)
-    if trainer is not None and part.model.classes:
-        few = RandomRows(part.lengths, 3 * rows, _vocabulary(part.model), part.model.classes)
-        seconds = _time(lambda: trainer.evaluate(few))
-        return seconds / (3 * rows) * part.rows
+    """Seconds for all rows of the part: what more batches take than a few, for what the first ones take is more."""
+    batches = RandomRows(part.lengths, MANY * rows, _vocabulary(part.model), part.model.classes)
+    ids = [batches[index]["input_ids"].tolist() for index in range(MANY * rows)]
+    model = trainer.model if trainer is not None else _open(part.model, device)
+    if trainer is not None and part.of == "teacher":
+        model = trainer.accelerator.prepare_model(_open(part.model, device), evaluation_mode=True)
     if trainer is not None:
-        model = trainer.model
-        if part.of == "teacher":
-            model = trainer.accelerator.prepare_model(_open(part.model, device), evaluation_mode=True)
         trainer.data_collator = batches.collate
-        trainer.token_metrics(_some(batches, rows), "warming up", model)
-        return _time(lambda: trainer.token_metrics(_some(batches, 2 * rows), "", model)) / (2 * rows) * part.rows
-    model = _open(part.model, device)
-    ids = [batches[index]["input_ids"].tolist() for index in range(3 * rows)]
-    if part.model.classes:
-        likelihood.classes(model, ids[:rows], rows, 0)
-        return _time(lambda: likelihood.classes(model, ids[rows:], rows, 0)) / (2 * rows) * part.rows
-    examples = [Example(each, [True] * len(each)) for each in ids]
-    likelihood.token_sums(model, examples[:rows], rows, 0)
-    return _time(lambda: likelihood.token_sums(model, examples[rows:], rows, 0)) / (2 * rows) * part.rows
+
+    def read(count: int) -> None:
+        if trainer is not None and part.model.classes:
+            trainer.evaluate(_some(batches, count))
+        elif trainer is not None:
+            trainer.token_metrics(_some(batches, count), "", model)
+        elif part.model.classes:
+            likelihood.classes(model, ids[:count], rows, 0)
+        else:
+            likelihood.token_sums(model, [Example(each, [True] * len(each)) for each in ids[:count]], rows, 0)
+
+    read(rows)
+    few, many = (_time(lambda count=count: read(count * rows)) for count in (1, MANY))  # type: ignore[misc]
+    a_row = max(many - few, 0.1 * many) / ((MANY - 1) * rows)
+    return max(few - a_row * rows, 0) + a_row * part.rows
 
 
 def _some(rows: RandomRows, count: int) -> RandomRows:
