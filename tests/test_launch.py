@@ -139,3 +139,11 @@ def test_help_names_the_commands() -> None:
     done = start("hfkit", "--help")
     assert done.returncode == 0
     assert all(command in done.stdout for command in ("run", "plan", "schema", "accelerate launch"))
+
+
+def test_data_is_prepared_without_the_libraries_of_models(world: Path) -> None:
+    heavy = "{'torch', 'transformers'} & {*sys.modules}"
+    code = f"import sys; from hfkit import cli; cli.main(sys.argv[1:]); assert not {heavy}"
+    done = subprocess.run([sys.executable, "-c", code, "run", "recipes/data.yaml"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert Path("runs/data/README.md").is_file()

@@ -8,10 +8,9 @@ import yaml
 
 from hfkit.hub import lineage
 from hfkit.hub.markdown import cell, fenced, number, table
-from hfkit.hub.metadata import Score, metadata, scores_of
+from hfkit.hub.metadata import Score, is_adapter, metadata, scores_of
 from hfkit.hub.use import snippet
 from hfkit.manifest import write_file
-from hfkit.model.loading import is_adapter
 
 OTHERS = {  # the models that a result stands beside, by the beginning of their names in its metrics
     "base_": "the model before",
@@ -45,7 +44,7 @@ def text(folder: Path, content: dict[str, Any], place: str) -> str:
         place: what the folder is called in it: its path, or its id on the Hub.
     """
     recovered = " and then trained to recover" if content["recipe"].get("recover") else ""
-    adapter = ": an adapter, to be used with its base model" if is_adapter(str(folder)) else ""
+    adapter = ": an adapter, to be used with its base model" if is_adapter(folder) else ""
     sections = [
         f"---\n{metadata(folder, content)}\n---",
         f"# {place.rpartition('/')[2]}",

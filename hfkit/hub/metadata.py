@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 from hfkit.hub.lineage import pushed_to
 from hfkit.manifest import read_json
-from hfkit.model.loading import is_adapter
 
 # The scores that stand in a model's index, by the names that the Hub gives to metrics.
 SCORES = {
@@ -20,6 +19,7 @@ SCORES = {
     "bits_per_byte": "bits_per_byte",
     "perplexity": "perplexity",
 }
+ADAPTER = "adapter_config.json"
 RELATIONS = {"quantize": "quantized", "finetune": "finetune", "prune": "finetune"}  # to `base_model`
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
@@ -31,6 +31,11 @@ class Score(NamedTuple):
     value: float
     low: float | None
     high: float | None
+
+
+def is_adapter(folder: Path) -> bool:
+    """As `hfkit.model.loading` tells it, which would load torch to write the card of a data set."""
+    return (folder / ADAPTER).is_file()
 
 
 def scores_of(metrics: dict[str, Any], prefix: str = "") -> list[Score]:
@@ -68,11 +73,11 @@ def metadata(folder: Path, content: dict[str, Any]) -> str:
     base_id = hub_id(base) if base else None
     data = [hub_id(entry) for key, entry in content["inputs"].items() if key == "data"]
     related: dict[str, Any] = {}
-    relation = "adapter" if is_adapter(str(folder)) else RELATIONS.get(content["stage"])
+    relation = "adapter" if is_adapter(folder) else RELATIONS.get(content["stage"])
     if base_id and relation:
         related = {"base_model_relation": relation}
     return ModelCardData(
-        library_name="peft" if is_adapter(str(folder)) else "transformers",
+        library_name="peft" if is_adapter(folder) else "transformers",
         pipeline_tag=None if config.get("is_encoder_decoder") else kind,
         base_model=base_id,
         datasets=[name for name in data if name] or None,

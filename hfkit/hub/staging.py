@@ -10,8 +10,7 @@ from hfkit import manifest, privacy
 from hfkit.errors import HfkitError
 from hfkit.hub import card
 from hfkit.hub.lineage import pushed_to
-from hfkit.hub.metadata import hub_id
-from hfkit.model.loading import ADAPTER, is_adapter
+from hfkit.hub.metadata import ADAPTER, hub_id, is_adapter
 
 # Written by hfkit or transformers about the result, with the places of this machine in them.
 ABOUT = ("README.md", "metrics.json", "metrics.jsonl", "config.json", "tokenizer_config.json", ADAPTER)
@@ -49,7 +48,7 @@ def stage(folder: Path, made: dict[str, Any], repo: str, target: Path) -> None:
 
 def with_base_at_hand(folder: Path, staged: Path, target: Path) -> Path:
     """The staged folder; of an adapter another in `target` whose base model is where it lies on this machine."""
-    if not is_adapter(str(folder)):
+    if not is_adapter(folder):
         return staged
     shutil.copytree(staged, target, symlinks=True)
     config = manifest.read_json(folder, ADAPTER) or {}

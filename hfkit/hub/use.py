@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from hfkit.data import corpus
+from hfkit.hub.metadata import is_adapter
 from hfkit.manifest import read_json
-from hfkit.model.loading import is_adapter
 
 WORDS = 4  # of a text to go on with
 
@@ -33,7 +33,7 @@ def snippet(folder: Path, content: dict[str, Any], place: str) -> str:
         return f'import json\n\nfound = json.load(open("{place}/{file}"))'
     config = read_json(folder, "config.json") or {}
     if content["recipe"].get("task") == "classify":
-        if is_adapter(str(folder)):
+        if is_adapter(folder):
             return _adapted_classifier(folder, name, text)
         return (
             f'from transformers import pipeline\n\nclassify = pipeline("text-classification", {name}, '
