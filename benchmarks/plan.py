@@ -1,6 +1,7 @@
 """What `hfkit plan` says of every recipe beside what running it takes: seconds, and the peak of the memory.
 
     python benchmarks/plan.py            # writes benchmarks/results/plan.json; half an hour on two cores
+    python benchmarks/plan.py data       # measures these again, and keeps the others of the file
 
 Each recipe is planned when those that it needs are done, as a user would, and then run by `accelerate launch`, in an
 empty folder and with an empty cache of compiled code. Options behind `--` go to every recipe that has a training, for
@@ -64,13 +65,18 @@ def row(path: Path, folder: Path, options: list[str]) -> dict[str, Any]:
 
 
 def main() -> None:
-    options = sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else []
-    rows: dict[str, Any] = {}
+    names, options = sys.argv[1:], list[str]()
+    if "--" in names:
+        names, options = names[: names.index("--")], names[names.index("--") + 1 :]
+    results = ROOT / "benchmarks" / "results" / "plan.json"
+    rows: dict[str, Any] = json.loads(results.read_text(encoding="utf-8"))["recipes"] if names else {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "recipes").symlink_to(ROOT / "recipes")
         os.chdir(folder)
         for path in recipes(Path("recipes")):
+            if names and path.stem not in names:
+                continue
             rows[path.stem] = row(path, folder, options)
             ratios = rows[path.stem]["planned_over_actual"]
             print(f"{path.stem:<14} " + ", ".join(f"{key} {value:.2f}x" for key, value in ratios.items()), flush=True)
@@ -88,9 +94,8 @@ def main() -> None:
         "options": options,
         "hardware": usage.hardware(),
     }
-    path = ROOT / "benchmarks" / "results" / "plan.json"
     if not options:
-        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        results.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(off, indent=2))
 
 

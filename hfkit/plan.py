@@ -49,7 +49,9 @@ def show(path: Path, overrides: Sequence[str] = (), on: str | None = None, confi
     """
     if on is None:
         _warm_up(path, overrides)
-    from hfkit import runner  # noqa: F401 what a run has loaded counts
+    import pyarrow.parquet  # noqa: F401 what a run has loaded counts
+
+    from hfkit import runner  # noqa: F401
 
     node = graph.resolve(path, overrides)
     todo = states.what_runs(node)
