@@ -3,7 +3,7 @@
 import dataclasses
 from typing import NamedTuple
 
-from hfkit.planning.machines import Machine, Prices, Spread
+from hfkit.planning.machines import WITHOUT_BF16, Machine, Prices, Spread
 from hfkit.planning.work import Chore, Work
 
 A_LAUNCH = 12.0  # seconds until a named machine has loaded the libraries
@@ -123,7 +123,9 @@ class Costs:
 
     @property
     def precision(self) -> str:
-        return self.speeds.precision if self.machine.is_here or self.machine.is_cpu else "bf16"
+        if self.machine.is_here or self.machine.is_cpu:
+            return self.speeds.precision
+        return "fp16" if self.machine.name in WITHOUT_BF16 else "bf16"
 
     def of(self, work: Work) -> Estimate:
         """The estimate of a stage's work."""

@@ -52,6 +52,7 @@ TABLE: dict[str, tuple[float, float, float, float, float]] = {
     "mi300x": (1307, 192, 5300, 750, 3.0),  # AMD Instinct MI300X data sheet
     "cpu": (5, 128, 300, 250, 1.5),  # 32 cores of 2.5 GHz with two AVX-512 units each, in fp32
 }
+WITHOUT_BF16 = ("t4", "v100")
 WATTS_A_CORE = 12.0  # of this machine's processor, memory and losses included
 LIKE = {name.removeprefix("rtx"): name for name in TABLE if name != "cpu"}  # what torch's names of devices hold
 
