@@ -79,6 +79,8 @@ def _results(folder: Path, content: dict[str, Any]) -> list[str]:
         beside = [next((other for other in scores if other.name == score.name), None) for scores in others.values()]
         rows.append([score.name, _shown(score), *(_shown(other) if other else "" for other in beside)])
     about = "On the test split; in brackets 95 % intervals, by resampling its rows."
+    if content["stage"] in ("pretrain", "distill"):
+        about += " These are rows of tokens: from one document to the next the scores vary more."
     found = ["## Results", about, table(["", "this model", *others], rows)]
     if metrics.get("xz_bits_per_byte"):
         found.append(f"`xz -9e` needs {metrics['xz_bits_per_byte']:.3f} bits per byte for the same text.")
