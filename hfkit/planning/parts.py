@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,18 @@ def row_lengths(rows: Rows, recipe: Any) -> tuple[int, Lengths]:
     """Of the training split; where the data is not known, rows that are full."""
     length = recipe.sequence_length
     return rows["train"] if rows else (10**9, Lengths((length,), length - 1, length))
+
+
+def training(
+    recipe: Any, model: Model, rows: Rows, at_evaluations: Iterable[Reading | Writing], **more: Any
+) -> Training:
+    """The training of a recipe with `train:`, `optimizer:` and `attn_implementation:`; `more` are fields of
+    `Training`."""
+    count, lengths = row_lengths(rows, recipe)
+    reads = tuple(at_evaluations)
+    return Training(
+        "training", model, recipe.train, count, lengths, recipe.optimizer, recipe.attn_implementation, reads, **more
+    )
 
 
 def cache_bytes(rows: Rows) -> float:

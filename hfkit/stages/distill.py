@@ -99,7 +99,6 @@ def work(recipe: Recipe, known: dict[str, Known]) -> Work:
 
     from hfkit.distillation.student import student_config
     from hfkit.planning import parts
-    from hfkit.planning.work import Training
 
     teacher, texts = known["teacher"], known["data"] if isinstance(known["data"], Texts) else None
     given, tokens = known.get("student"), known.get("tokenizer")
@@ -121,11 +120,8 @@ def work(recipe: Recipe, known: dict[str, Known]) -> Work:
         *parts.reading("evaluating", model, found, "validation", batch, "evaluation"),
         *parts.answering("evaluating", recipe, model, texts, most, recipe.sequence_length, batch, "evaluation"),
     )
-    count, lengths = parts.row_lengths(found, recipe)
-    training = Training(
-        "training", model, recipe.train, count, lengths, recipe.optimizer, recipe.attn_implementation, at_evaluations,
-        teacher, tuple(recipe.losses), may=("lora",),
-    )  # fmt: skip
+    more = {"teacher": teacher, "losses": tuple(recipe.losses), "may": ("lora",)}
+    training = parts.training(recipe, model, found, at_evaluations, **more)
     after = [
         each for split in ("test", "validation") for each in parts.reading("evaluating", model, found, split, batch)
     ]

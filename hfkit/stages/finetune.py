@@ -114,7 +114,7 @@ def describe(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRec
 
 def work(recipe: Recipe, known: dict[str, Known]) -> Work:
     from hfkit.planning import parts, rows
-    from hfkit.planning.work import Chore, Training
+    from hfkit.planning.work import Chore
 
     base, texts = known["model"], known["data"] if isinstance(known["data"], Texts) else None
     if not isinstance(base, Model):
@@ -132,19 +132,11 @@ def work(recipe: Recipe, known: dict[str, Known]) -> Work:
     is_packed = recipe.packing and recipe.task != "classify"
     found = rows.examples(recipe, texts, model.tokens, recipe.sequence_length, is_packed)
     batch, length, most = parts.batch_of(recipe.train), recipe.sequence_length, recipe.evaluation_rows
-    training = Training(
-        "training",
-        model,
-        recipe.train,
-        *parts.row_lengths(found, recipe),
-        recipe.optimizer,
-        recipe.attn_implementation,
-        (
-            *parts.reading("evaluating", model, found, "validation", batch, "evaluation"),
-            *parts.answering("evaluating", recipe, model, texts, most, length, batch, "evaluation"),
-        ),
-        may=("lora", "quantization"),
-    )
+    does = [
+        *parts.reading("evaluating", model, found, "validation", batch, "evaluation"),
+        *parts.answering("evaluating", recipe, model, texts, most, length, batch, "evaluation"),
+    ]
+    training = parts.training(recipe, model, found, does, may=("lora", "quantization"))
     merged = [Chore("merging", 2.0 + parts.weight_bytes(base) / 1e8)] if recipe.merge else []
     return Work(
         [

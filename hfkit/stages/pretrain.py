@@ -88,7 +88,7 @@ def describe(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRec
 def work(recipe: Recipe, known: dict[str, Known]) -> Work:
     from hfkit.model import HfkitConfig
     from hfkit.planning import parts, rows
-    from hfkit.planning.work import Chore, Training, Writing
+    from hfkit.planning.work import Chore, Writing
     from hfkit.training import report
 
     tokens, texts = known["tokenizer"], known["data"]
@@ -99,15 +99,8 @@ def work(recipe: Recipe, known: dict[str, Known]) -> Work:
     given = texts if isinstance(texts, Texts) else None
     found = rows.packed(given, model.tokens, recipe.sequence_length, recipe.packing)
     batch, count = parts.batch_of(recipe.train), len(recipe.prompts or range(3))
-    training = Training(
-        "training",
-        model,
-        recipe.train,
-        *parts.row_lengths(found, recipe),
-        recipe.optimizer,
-        recipe.attn_implementation,
-        tuple(parts.reading("evaluating", model, found, "validation", batch, "evaluation")),
-    )
+    reads = parts.reading("evaluating", model, found, "validation", batch, "evaluation")
+    training = parts.training(recipe, model, found, reads)
     test_bytes = given.bytes["test"] if given is not None else 0
     return Work(
         [
