@@ -19,6 +19,7 @@ from hfkit.errors import HfkitError
 
 MANIFEST = "hfkit.json"
 STARTED = "hfkit.started.json"  # what an unfinished folder is being made from
+ADAPTER = "adapter_config.json"  # in the folder of an adapter, as peft writes it
 PARTIAL = ".partial"  # ends the name of what is not whole yet; such names begin with a dot
 DIGEST_EXCLUDES = {MANIFEST, STARTED, "README.md", "metrics.json", "metrics.jsonl", "loss.png"}
 LIBRARIES = ("torch", "transformers", "datasets", "peft", "accelerate", "evaluate", "bitsandbytes", "tokenizers")
@@ -36,6 +37,10 @@ def read_json(folder: Path, name: str = MANIFEST) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise HfkitError(f"{folder / name}: cannot be read: {error}; restore it or delete {folder}") from None
+
+
+def is_adapter(place: str | Path) -> bool:
+    return (Path(place) / ADAPTER).is_file()
 
 
 def write_file(path: Path, content: str | bytes) -> None:

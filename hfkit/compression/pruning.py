@@ -14,7 +14,8 @@ from hfkit.compression.settings import WIDTHS, Pruning
 from hfkit.compression.structure import check_slice, layers_name, sliced
 from hfkit.distillation.checks import of_layers
 from hfkit.distillation.settings import OF_LAYERS
-from hfkit.model.loading import auto_class_of, is_adapter, load_config
+from hfkit.manifest import is_adapter
+from hfkit.model.loading import auto_class_of, load_config
 from hfkit.model.quantized import empty_model
 
 

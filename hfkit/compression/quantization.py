@@ -12,7 +12,8 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.base import HfQuantizer
 
 from hfkit.errors import HfkitError, did_you_mean, reason
-from hfkit.model.loading import auto_class_of, is_adapter, load_config, load_model
+from hfkit.manifest import is_adapter
+from hfkit.model.loading import auto_class_of, load_config, load_model
 from hfkit.model.quantized import bitsandbytes_config, empty_model, quantized_modules, whole_modules
 
 PACKAGES = {"gptq": ("gptqmodel", "optimum"), "hqq": ("hqq",), "torchao": ("torchao",)}

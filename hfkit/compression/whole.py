@@ -10,7 +10,8 @@ import torch
 
 from hfkit import manifest
 from hfkit.data.tokenizer import load_tokenizer
-from hfkit.model.loading import base_quantization, is_adapter
+from hfkit.manifest import is_adapter
+from hfkit.model.loading import base_quantization
 from hfkit.ranks import say
 from hfkit.training import adapters
 

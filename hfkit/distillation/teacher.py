@@ -8,8 +8,9 @@ from torch import nn
 
 from hfkit.data.packing import IGNORED
 from hfkit.errors import HfkitError
+from hfkit.manifest import is_adapter
 from hfkit.model.heads import decoder_of, head_of, is_plain
-from hfkit.model.loading import base_quantization, is_adapter, load_model
+from hfkit.model.loading import base_quantization, load_model
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -9,7 +9,8 @@ from hfkit.errors import HfkitError, did_you_mean, shown
 from hfkit.evaluation import accept, scripts
 from hfkit.evaluation.scoring import CUTTING_WORDS, OF_OVERLAP
 from hfkit.evaluation.settings import FITTING, QUALITY
-from hfkit.model.loading import is_adapter, is_classifier, load_config
+from hfkit.manifest import is_adapter
+from hfkit.model.loading import is_classifier, load_config
 from hfkit.recipe import StageRecipe, is_there
 
 if TYPE_CHECKING:

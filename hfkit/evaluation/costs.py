@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from hfkit import manifest
-from hfkit.model.loading import ADAPTER, base_of, is_adapter
+from hfkit.manifest import ADAPTER, is_adapter
+from hfkit.model.loading import base_of
 
 PROMPT_TOKENS, NEW_TOKENS = 32, 64
 REPETITIONS = 3

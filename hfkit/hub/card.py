@@ -8,9 +8,9 @@ import yaml
 
 from hfkit.hub import lineage
 from hfkit.hub.markdown import cell, fenced, number, table
-from hfkit.hub.metadata import Score, is_adapter, metadata, scores_of
+from hfkit.hub.metadata import Score, metadata, scores_of
 from hfkit.hub.use import snippet
-from hfkit.manifest import write_file
+from hfkit.manifest import is_adapter, read_json, write_file
 
 OTHERS = {  # the models that a result stands beside, by the beginning of their names in its metrics
     "base_": "the model before",
@@ -107,11 +107,9 @@ def _evaluation(folder: Path, content: dict[str, Any]) -> str:
 
 def _data(content: dict[str, Any]) -> list[str]:
     """The rows of the data, and what was left out of them and why; of a model the data that it learned from."""
-    from hfkit.manifest import read_json
-
     metrics, about = content["metrics"], ""
     if content["makes"] != "data set":
-        place = next((entry["place"] for key, entry in content["inputs"].items() if key == "data"), None)
+        place = content["inputs"].get("data", {}).get("place")
         metrics = (place and (read_json(Path(place)) or {}).get("metrics")) or {}
         about = f"`{place}`: "
     if "splits" not in metrics:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hfkit.hub.lineage import pushed_to
-from hfkit.manifest import read_json
+from hfkit.manifest import is_adapter, read_json
 
 # The scores that stand in a model's index, by the names that the Hub gives to metrics.
 SCORES = {
@@ -19,7 +19,6 @@ SCORES = {
     "bits_per_byte": "bits_per_byte",
     "perplexity": "perplexity",
 }
-ADAPTER = "adapter_config.json"
 RELATIONS = {"quantize": "quantized", "finetune": "finetune", "prune": "finetune"}  # to `base_model`
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
@@ -31,11 +30,6 @@ class Score(NamedTuple):
     value: float
     low: float | None
     high: float | None
-
-
-def is_adapter(folder: Path) -> bool:
-    """As `hfkit.model.loading` tells it, which would load torch to write the card of a data set."""
-    return (folder / ADAPTER).is_file()
 
 
 def scores_of(metrics: dict[str, Any], prefix: str = "") -> list[Score]:
@@ -71,16 +65,15 @@ def metadata(folder: Path, content: dict[str, Any]) -> str:
     kind = "text-classification" if content["recipe"].get("task") == "classify" else "text-generation"
     base = next((content["inputs"][key] for key in ("model", "student") if key in content["inputs"]), None)
     base_id = hub_id(base) if base else None
-    data = [hub_id(entry) for key, entry in content["inputs"].items() if key == "data"]
-    related: dict[str, Any] = {}
+    data = content["inputs"].get("data")
+    data_id = hub_id(data) if data else None
     relation = "adapter" if is_adapter(folder) else RELATIONS.get(content["stage"])
-    if base_id and relation:
-        related = {"base_model_relation": relation}
+    related: dict[str, Any] = {"base_model_relation": relation} if base_id and relation else {}
     return ModelCardData(
         library_name="peft" if is_adapter(folder) else "transformers",
         pipeline_tag=None if config.get("is_encoder_decoder") else kind,
         base_model=base_id,
-        datasets=[name for name in data if name] or None,
+        datasets=[data_id] if data_id else None,
         tags=tags,
         model_name=content["name"],
         eval_results=_index(content, kind) or None,

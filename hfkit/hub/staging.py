@@ -10,7 +10,8 @@ from hfkit import manifest, privacy
 from hfkit.errors import HfkitError
 from hfkit.hub import card
 from hfkit.hub.lineage import pushed_to
-from hfkit.hub.metadata import ADAPTER, hub_id, is_adapter
+from hfkit.hub.metadata import hub_id
+from hfkit.manifest import ADAPTER, is_adapter
 
 # Written by hfkit or transformers about the result, with the places of this machine in them.
 ABOUT = ("README.md", "metrics.json", "metrics.jsonl", "config.json", "tokenizer_config.json", ADAPTER)

@@ -1,13 +1,11 @@
 """The lines of a card that use what a folder holds. They run as they stand, where hfkit is not installed."""
 
-import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 from hfkit.data import corpus
-from hfkit.hub.metadata import is_adapter
-from hfkit.manifest import read_json
+from hfkit.manifest import ADAPTER, is_adapter, read_json
 
 WORDS = 4  # of a text to go on with
 
@@ -49,7 +47,7 @@ def snippet(folder: Path, content: dict[str, Any], place: str) -> str:
 
 def _adapted_classifier(folder: Path, name: str, text: str) -> str:
     """Its head is in the adapter: a pipeline would make one with other classes."""
-    base = json.dumps((read_json(folder, "adapter_config.json") or {})["base_model_name_or_path"])
+    base = json.dumps((read_json(folder, ADAPTER) or {})["base_model_name_or_path"])
     return (
         "from peft import PeftModel\n"
         "from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, pipeline\n\n"
@@ -71,11 +69,10 @@ def _sequence_to_sequence(name: str, text: str) -> str:
 
 def beginning(content: dict[str, Any]) -> str:
     """The first words of the first test text of the data that a result was made with, where they are still there."""
-    places = [entry["place"] for key, entry in content["inputs"].items() if key == "data"]
-    for place in places:
-        if (Path(place) / "test.parquet").is_file():
-            for row in itertools.islice(corpus.rows(place, "test"), 1):
-                texts = [value for key, value in row.items() if key != "source" and isinstance(value, str)]
-                if texts and texts[0].split():
-                    return " ".join(texts[0].split()[:WORDS])
+    place = content["inputs"].get("data", {}).get("place")
+    if place and (Path(place) / "test.parquet").is_file():
+        row = next(corpus.rows(place, "test"), {})
+        texts = [value for key, value in row.items() if key != "source" and isinstance(value, str)]
+        if texts and texts[0].split():
+            return " ".join(texts[0].split()[:WORDS])
     return "Once upon a time"

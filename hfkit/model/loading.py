@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfkit import manifest
 from hfkit.errors import HfkitError, reason
+from hfkit.manifest import ADAPTER, is_adapter
 
 if TYPE_CHECKING:
     import torch
@@ -13,12 +14,7 @@ if TYPE_CHECKING:
 
     from hfkit.model import HfkitConfig
 
-ADAPTER = "adapter_config.json"
 NEW_HEADS = ("score.", "classifier.", "classification_head.")  # made anew for a new set of classes
-
-
-def is_adapter(place: str) -> bool:
-    return (Path(place) / ADAPTER).is_file()
 
 
 def base_of(place: str) -> str:

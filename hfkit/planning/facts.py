@@ -9,7 +9,8 @@ from hfkit import manifest
 from hfkit.data import corpus
 from hfkit.data.tokenizer import load_tokenizer
 from hfkit.errors import HfkitError
-from hfkit.model.loading import ADAPTER, base_quantization, is_adapter, is_classifier, load_config
+from hfkit.manifest import ADAPTER, is_adapter
+from hfkit.model.loading import base_quantization, is_classifier, load_config
 from hfkit.planning.work import Known, Model, Texts, Tokens
 
 SAMPLE_ROWS = 400

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hfkit.errors import HfkitError
-from hfkit.model.loading import is_adapter, load_model
+from hfkit.manifest import is_adapter
+from hfkit.model.loading import load_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
