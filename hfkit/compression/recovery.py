@@ -19,7 +19,7 @@ from hfkit.model.loading import load_model
 from hfkit.ranks import on_main, say
 from hfkit.training import checkpoints, roof
 from hfkit.training.report import save
-from hfkit.training.settings import BadSteps
+from hfkit.training.settings import BadSteps, Optimizer
 from hfkit.training.task_metrics import TaskMetrics
 from hfkit.training.trainer import training_arguments
 
@@ -36,7 +36,7 @@ class Recovery(TaskRecipe):
     train: dict[str, Any]
     bad_steps: BadSteps
     losses: list[Loss]
-    optimizer: str
+    optimizer: Optimizer
     packing: str
     targets: Targets = Targets()
     evaluation_rows: int = 50

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from hfkit.distillation.settings import OF_LAYERS, Loss
 from hfkit.recipe import RecipePart
+from hfkit.training.settings import AnyOptimizer, Optimizer
 
 MASKS = ("magnitude", "wanda", "sparsegpt")
 WIDTHS = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
@@ -90,7 +91,7 @@ class Recover(RecipePart):
         min_length=1,
         description="As in distill, the unpruned model being the teacher. `[{loss: cross_entropy}]` is a fine-tuning.",
     )
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: AnyOptimizer = Optimizer()
     packing: Literal["documents", "concatenate"] = "documents"
 
     @property

@@ -119,6 +119,7 @@ def student_trainer(
     task_metrics: Any,
     teacher: Callable[[], Any] | None,
     width: int,
+    muon_precision: str = "bf16",
 ) -> HfkitTrainer:
     """The trainer of a student by its recipe; without a teacher, with cross-entropy alone.
 
@@ -128,6 +129,7 @@ def student_trainer(
     sample = partial(task_metrics, model, "validation", recipe.evaluation_rows) if recipe.task != "text" else None
     common: dict[str, Any] = {
         "optimizer": recipe.optimizer,
+        "muon_precision": muon_precision,
         "task_metrics": sample,
         "bad_steps": recipe.bad_steps,
         "eval_dataset": data.validation,
@@ -171,9 +173,13 @@ def settled_trainer(
     """
     between_layers = teacher is not None and any(each.loss in OF_LAYERS for each in recipe.losses)
     train = {"torch_compile": False, **recipe.train} if between_layers else recipe.train  # its graph would break
-    what = f"{recipe.optimizer}, learning from " + ("the data alone" if teacher is None else "its teacher")
-    args, decided = settle(train, output, model, data.alone, lambda count: f"{count} rows, {what}", data.collate_alone)
-    trainer = student_trainer(recipe, model, args, data, task_metrics, teacher, width)
+    optimizer = recipe.optimizer.name
+    what = f"{optimizer}, learning from " + ("the data alone" if teacher is None else "its teacher")
+    args, decided = settle(
+        train, output, model, data.alone, lambda count: f"{count} rows, {what}", data.collate_alone, optimizer
+    )
+    precision = decided.get("muon_precision", "bf16")
+    trainer = student_trainer(recipe, model, args, data, task_metrics, teacher, width, precision)
     flops = roof.training_flops_per_token(model, recipe.sequence_length)
     tokens = int(decided["rows_a_step"] * data.tokens_a_row)
     speed = Speed(trainer, tokens, flops, decided["roof_flops"] * world_size())

@@ -144,7 +144,15 @@ def training(
     count, lengths = row_lengths(rows, recipe)
     reads = tuple(at_evaluations)
     return Training(
-        "training", model, recipe.train, count, lengths, recipe.optimizer, recipe.attn_implementation, reads, **more
+        "training",
+        model,
+        recipe.train,
+        count,
+        lengths,
+        recipe.optimizer.name,
+        recipe.attn_implementation,
+        reads,
+        **more,
     )
 
 

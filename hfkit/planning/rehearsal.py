@@ -37,7 +37,7 @@ from hfkit.planning.work import Model, Reading, Training, Writing  # noqa: E402
 from hfkit.training import roof  # noqa: E402
 from hfkit.training.classification import ClassificationTrainer  # noqa: E402
 from hfkit.training.decisions import decide  # noqa: E402
-from hfkit.training.settings import BadSteps  # noqa: E402
+from hfkit.training.settings import BadSteps, Optimizer  # noqa: E402
 from hfkit.training.trainer import training_arguments  # noqa: E402
 
 IMPORT_SECONDS = time.process_time() - BEGUN
@@ -131,7 +131,8 @@ def _train(part: Training, precision: str, rows: int, folder: Path, device: torc
     model = shapes.build(part.model, part.attn_implementation)
     vocabulary = model.config.get_text_config().vocab_size
     data = RandomRows(part.lengths, STEPS * rows, vocabulary, part.model.classes)
-    decide({**kept, **_of_compilation(part)}, training_arguments(kept, folder), model, data, data.collate)
+    arguments, told = training_arguments(kept, folder), {**kept, **_of_compilation(part)}
+    decided = decide(told, arguments, model, data, data.collate, part.optimizer)
     args = training_arguments(
         {**kept, "max_steps": STEPS, "disable_tqdm": True},
         folder,
@@ -149,7 +150,7 @@ def _train(part: Training, precision: str, rows: int, folder: Path, device: torc
     else:
         recipe = SimpleNamespace(
             task="text",
-            optimizer=part.optimizer,
+            optimizer=Optimizer(name=part.optimizer),  # type: ignore[arg-type]
             bad_steps=BadSteps(),
             targets=Targets(),
             losses=list(part.losses),
@@ -159,7 +160,8 @@ def _train(part: Training, precision: str, rows: int, folder: Path, device: torc
             train=data, alone=data, validation=data, collate=data.collate, collate_alone=data.collate
         )
         teacher = None if part.teacher is None else lambda: shapes.build(part.teacher).to(device)  # type: ignore
-        trainer = student_trainer(recipe, model, args, rows_of, None, teacher, vocabulary)  # type: ignore[arg-type]
+        precision = decided.get("muon_precision", "bf16")
+        trainer = student_trainer(recipe, model, args, rows_of, None, teacher, vocabulary, precision)  # type: ignore[arg-type]
     trainer.add_callback(clock)
     with contextlib.redirect_stdout(io.StringIO()):
         trainer.train()

@@ -15,7 +15,7 @@ from hfkit.model.loading import auto_class_of
 from hfkit.model.quantized import whole_modules
 from hfkit.planning.work import Model
 from hfkit.training.adapters import adapt
-from hfkit.training.optimizers import is_hidden_matrix
+from hfkit.training.optimizers import kinds_of
 from hfkit.training.roof import training_flops_per_token
 
 KEPT_BY_KERNELS = ("flex_attention", "flash_attention_2")  # which keep what sdpa keeps, and are not everywhere
@@ -72,7 +72,7 @@ def _shape_of(key: str, length: int, model: Model) -> Shape:
     with torch.device("meta"):
         made = build(model)
     config = made.config.get_text_config()
-    trained = {name: each for name, each in made.named_parameters() if each.requires_grad}
+    trained, kinds = {name: each for name, each in made.named_parameters() if each.requires_grad}, kinds_of(made)
     blocks = [sum(map(torch.numel, each.parameters())) for each in _blocks(made)]
     training = training_flops_per_token(made, length)
     frozen = sum(each.numel() for each in made.parameters() if not each.requires_grad)
@@ -82,7 +82,7 @@ def _shape_of(key: str, length: int, model: Model) -> Shape:
     return Shape(
         parameters=sum(map(torch.numel, made.parameters())),
         trained=sum(map(torch.numel, trained.values())),
-        matrices=sum(each.numel() for name, each in trained.items() if is_hidden_matrix(name, each)),
+        matrices=sum(each.numel() for name, each in trained.items() if kinds[name] == "matrix"),
         weight_bytes=_weight_bytes(model, made),
         largest_layer=max(blocks, default=0),
         layers=config.num_hidden_layers,

@@ -15,7 +15,7 @@ from hfkit.evaluation.accept import Accept
 from hfkit.planning.work import Known, Model, Texts, Tokens, Work
 from hfkit.ranks import on_main, say
 from hfkit.recipe import Input, Push, Section, StageRecipe
-from hfkit.training.settings import TRAIN, BadSteps
+from hfkit.training.settings import TRAIN, AnyOptimizer, BadSteps, Optimizer
 
 MAKES, DISTRIBUTED = "model", True
 _FROM_TOKENIZER = "it is the tokenizer's"
@@ -60,7 +60,7 @@ class Recipe(TaskRecipe):
     baseline: bool = pydantic.Field(
         True, description="Also train the same student with cross-entropy alone on the same tokens, as a comparison."
     )
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: AnyOptimizer = Optimizer()
     attn_implementation: Literal["eager", "sdpa", "flex_attention", "flash_attention_2"] = "sdpa"
     evaluation_rows: int = pydantic.Field(50, ge=1, description="Rows of a task for which texts are generated.")
     generation: Annotated[dict[str, Any], Section("transformers.GenerationConfig")] = {}

@@ -17,7 +17,7 @@ from hfkit.evaluation.accept import Accept
 from hfkit.planning.work import Known, Model, Texts, Work
 from hfkit.ranks import on_main, say, world_size
 from hfkit.recipe import Input, Push, Section, StageRecipe, is_there
-from hfkit.training.settings import TRAIN, BadSteps
+from hfkit.training.settings import TRAIN, AnyOptimizer, BadSteps, Optimizer
 
 MAKES, DISTRIBUTED = "model", True
 
@@ -41,7 +41,7 @@ class Recipe(TaskRecipe):
         dict[str, Any] | None, Section("transformers.BitsAndBytesConfig", (("quant_method", "it is bitsandbytes"),))
     ] = None
     merge: bool = pydantic.Field(False, description="Also write merged/: the base with the adapter's weights added.")
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: AnyOptimizer = Optimizer()
     attn_implementation: Literal["eager", "sdpa", "flex_attention", "flash_attention_2"] = "sdpa"
     evaluation_rows: int = pydantic.Field(
         50, ge=1, description="Rows of validation for which texts are generated at each evaluation during training."
@@ -61,7 +61,7 @@ class Recipe(TaskRecipe):
             )
         if self.lora is None and self.merge:
             raise ValueError("merge=true: without `lora:` there is no adapter to merge; delete one of them")
-        if self.task == "classify" and self.optimizer == "muon":
+        if self.task == "classify" and self.optimizer.name == "muon":
             raise ValueError("optimizer=muon: classes are learned with adamw; delete the key")
         return self
 
@@ -279,8 +279,9 @@ def _trainer(
         }
     else:
         rows, collate = splits, partial(pad, pad_token_id=tokenizer.pad_token_id)
+    optimizer = recipe.optimizer.name
     args, decided = settle(
-        recipe.train, output, model, rows["train"], lambda count: f"{count} rows, {recipe.optimizer}", collate
+        recipe.train, output, model, rows["train"], lambda count: f"{count} rows, {optimizer}", collate, optimizer
     )
     data = {"data_collator": collate, "train_dataset": rows["train"], "eval_dataset": rows["validation"]}
     trainer: Any
@@ -288,7 +289,9 @@ def _trainer(
         trainer = ClassificationTrainer(model, args, recipe.bad_steps, **data)
     else:
         sample = partial(task_metrics, model, "validation", recipe.evaluation_rows)
-        trainer = HfkitTrainer(model, args, recipe.bad_steps, optimizer=recipe.optimizer, task_metrics=sample, **data)
+        precision = decided.get("muon_precision", "bf16")
+        data |= {"optimizer": recipe.optimizer, "muon_precision": precision, "task_metrics": sample}
+        trainer = HfkitTrainer(model, args, recipe.bad_steps, **data)
     tokens_a_row = splits["train"].tokens / len(rows["train"])
     flops = roof.training_flops_per_token(model, recipe.sequence_length)
     speed = Speed(trainer, int(decided["rows_a_step"] * tokens_a_row), flops, decided["roof_flops"] * world_size())

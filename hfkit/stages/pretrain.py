@@ -13,7 +13,7 @@ from hfkit.errors import HfkitError
 from hfkit.planning.work import Known, Texts, Tokens, Work
 from hfkit.ranks import on_main, say, world_size
 from hfkit.recipe import Input, Push, Section, StageRecipe
-from hfkit.training.settings import TRAIN, BadSteps
+from hfkit.training.settings import TRAIN, AnyOptimizer, BadSteps, Optimizer
 
 MAKES, DISTRIBUTED = "model", True
 BYTES_PER_PARAMETER = 4 * (1 + 3 * 3)  # fp32: the result, and three checkpoints of weights and two moments
@@ -39,9 +39,7 @@ class Recipe(StageRecipe):
         "documents",
         description="documents: no token attends to another document. concatenate: documents run on in one another.",
     )
-    optimizer: Literal["adamw", "muon"] = pydantic.Field(
-        "adamw", description="muon: Muon for the hidden matrices, AdamW for the rest, one learning rate for both."
-    )
+    optimizer: AnyOptimizer = pydantic.Field(Optimizer(), description="What updates the weights: adamw or muon.")
     attn_implementation: Literal["eager", "sdpa", "flex_attention", "flash_attention_2"] = "sdpa"
     prompts: list[str] | None = pydantic.Field(
         None, description="Texts to continue at the end. By default the beginnings of three test documents."
@@ -82,7 +80,7 @@ def external(recipe: Recipe) -> dict[str, Any]:
 
 
 def describe(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> dict[str, Any]:
-    return {"trains": f"a decoder from scratch, {recipe.optimizer}", "rows": f"{recipe.sequence_length:,} tokens"}
+    return {"trains": f"a decoder from scratch, {recipe.optimizer.name}", "rows": f"{recipe.sequence_length:,} tokens"}
 
 
 def work(recipe: Recipe, known: dict[str, Known]) -> Work:
@@ -157,8 +155,14 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     set_seed(args.seed)
     config = new_config(recipe.model, tokenizer, length)
     model = AutoModelForCausalLM.from_config(config, attn_implementation=recipe.attn_implementation)
+    optimizer = recipe.optimizer.name
     args, decided = settle(
-        recipe.train, output, model, train_rows, lambda rows: f"{rows * length:,} tokens, {recipe.optimizer}"
+        recipe.train,
+        output,
+        model,
+        train_rows,
+        lambda rows: f"{rows * length:,} tokens, {optimizer}",
+        optimizer=optimizer,
     )
 
     # Training
@@ -168,6 +172,7 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
         train_dataset=train_rows,
         eval_dataset=validation_rows,
         optimizer=recipe.optimizer,
+        muon_precision=decided.get("muon_precision", "bf16"),
         bad_steps=recipe.bad_steps,
     )
     flops = roof.training_flops_per_token(model, length)

@@ -94,7 +94,16 @@ def work(recipe: Recipe, known: dict[str, Known]) -> Work:
         reads = tuple(parts.reading("evaluating", model, made, "validation", batch, "evaluation"))
         count, lengths = parts.row_lengths(made, recipe)
         training = Training(
-            "training", model, recipe.train, count, lengths, recipe.recover.optimizer, "sdpa", reads, teacher, losses
+            "training",
+            model,
+            recipe.train,
+            count,
+            lengths,
+            recipe.recover.optimizer.name,
+            "sdpa",
+            reads,
+            teacher,
+            losses,
         )
         found += [*parts.making_rows(recipe, texts, base.tokens, recipe.recover.packing), training]
         models["recovered"], cache = model, parts.cache_bytes(made)

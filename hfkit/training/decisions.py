@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, TrainingArguments, default_data_collat
 from hfkit import manifest
 from hfkit.errors import HfkitError
 from hfkit.ranks import on_main, say
+from hfkit.training.optimizers import fastest_orthogonalization
 from hfkit.training.roof import fastest_precision, matmul_flops
 from hfkit.training.trainer import training_arguments
 
@@ -28,13 +29,14 @@ def settle(
     rows: Any,
     what: Callable[[int], str],
     collate: Collate = default_data_collator,
+    optimizer: str = "adamw",
 ) -> tuple[TrainingArguments, dict[str, Any]]:
     """The arguments of a training, with what measuring decides and hfkit's own defaults; and what was decided.
 
     It says what will be trained, and how; `what` says what the rows of a step are. Call it on every process.
     """
     args = training_arguments(train, output)
-    decided = on_main("decide", lambda: decide(train, args, model, rows, collate))
+    decided = on_main("decide", lambda: decide(train, args, model, rows, collate, optimizer))
     args = training_arguments(
         {**train, **batches_for(decided, args)},
         output,
@@ -66,9 +68,10 @@ def decide(
     model: PreTrainedModel,
     rows: Any,
     collate: Collate = default_data_collator,
+    optimizer: str = "adamw",
 ) -> dict[str, Any]:
-    """`precision` (bf16, fp16 or fp32), `torch_compile`, the measured `roof_flops` of that precision, and the
-    `steps` to be made with the `rows_a_step` of all processes.
+    """`precision` (bf16, fp16 or fp32), `torch_compile`, the measured `roof_flops` of that precision, the
+    `muon_precision` where Muon is the optimizer, and the `steps` to be made with the `rows_a_step` of all processes.
 
     What the recipe's `train:` section says stands. A run that is resumed takes what it decided when it began. Call it
     on the main process only.
@@ -99,6 +102,8 @@ def decide(
         "steps": steps,
         "processes": args.world_size,
     }
+    if optimizer == "muon":
+        decisions["muon_precision"] = fastest_orthogonalization(model, args.device)
     manifest.write_json(folder / manifest.STARTED, {**begun, "decisions": decisions})
     return decisions
 

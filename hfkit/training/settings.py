@@ -1,6 +1,8 @@
 """The recipe keys that every training shares. It imports nothing heavy: recipes are checked before torch is loaded."""
 
-from pydantic import Field
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
 from hfkit.recipe import RecipePart, Section
 
@@ -33,3 +35,34 @@ class BadSteps(RecipePart):
         description="Also leave a step out whose gradient norm is more than this many standard deviations above the "
         "mean of the last 100 good steps.",
     )
+
+
+class Optimizer(RecipePart):
+    """What updates the weights. `train.learning_rate` and its schedule are for all of them; the rates here begin
+    elsewhere and follow the same schedule."""
+
+    name: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: Muon for the hidden matrices, AdamW for embeddings, output head and vectors."
+    )
+    embedding_learning_rate: float | None = Field(
+        None, gt=0, description="Learning rate of the embeddings. By default train.learning_rate."
+    )
+    head_learning_rate: float | None = Field(
+        None, gt=0, description="Learning rate of an output head that is not tied. By default train.learning_rate."
+    )
+
+    @model_serializer(mode="wrap")
+    def _short(self, plain: SerializerFunctionWrapHandler) -> str | dict[str, Any]:
+        """The name alone where nothing else is set, as a recipe may write it."""
+        values = {key: value for key, value in plain(self).items() if value is not None}
+        return values if len(values) > 1 else self.name
+
+
+def _by_name(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+# `optimizer: muon` is short for `optimizer: {name: muon}`.
+AnyOptimizer = Annotated[
+    Optimizer, BeforeValidator(_by_name, json_schema_input_type=Optimizer | Literal["adamw", "muon"])
+]

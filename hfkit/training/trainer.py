@@ -18,9 +18,10 @@ from hfkit.evaluation.intervals import bootstrap
 from hfkit.model.heads import compute_loss_with, is_plain
 from hfkit.ranks import is_main
 from hfkit.training.chunked_head import chunk_tokens, chunked_head
-from hfkit.training.optimizers import MuonWithAdamW, is_hidden_matrix
+from hfkit.training.optimizers import MuonWithAdamW, kinds_of
 from hfkit.training.progress import own_random_numbers
 from hfkit.training.resumable import ResumableTrainer, StoppedInEvaluation
+from hfkit.training.settings import Optimizer
 
 
 class CrossEntropy:
@@ -47,45 +48,56 @@ def _of_chunk(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor
 
 
 class HfkitTrainer(ResumableTrainer):
-    """Trainer with `optimizer` (`adamw` or `muon`), and losses that are sums over tokens divided by their number."""
+    """Trainer with the `optimizer` of a recipe, and losses that are sums over tokens divided by their number."""
 
     def __init__(
         self,
         model: Any,
         args: TrainingArguments,
         *others: Any,
-        optimizer: str = "adamw",
+        optimizer: Optimizer | None = None,
+        muon_precision: str = "bf16",
         task_metrics: Callable[[], dict[str, float]] | None = None,
         loss_of: Callable[..., torch.Tensor] | None = None,
         **kwargs: Any,
     ):
-        """`task_metrics` are added to those of an evaluation during training, such as ROUGE of generated texts.
-        `loss_of` is what the loss is made by, see `hfkit.model.heads`; by default it is the cross-entropy."""
+        """`muon_precision` (bf16 or fp32) is that of Muon's orthogonalization. `task_metrics` are added to those of
+        an evaluation during training, such as ROUGE of generated texts. `loss_of` is what the loss is made by, see
+        `hfkit.model.heads`; by default it is the cross-entropy."""
         if loss_of is not None or is_plain(model):
             compute_loss_with(model, loss_of or CrossEntropy(args.torch_compile))
         super().__init__(model, args, *others, **kwargs)
-        self.optimizer_name = optimizer
+        self.settings = optimizer or Optimizer()
+        self.muon_dtype = torch.bfloat16 if muon_precision == "bf16" else torch.float32
         self.task_metrics = task_metrics
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        if self.optimizer is not None or self.optimizer_name == "adamw":
-            return super().create_optimizer(model)
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            kinds = kinds_of(model)
+            if self.settings.name == "muon":
+                self.optimizer = self._muon(model, kinds)
+            else:
+                super().create_optimizer(model)
+            self._set_rates(model, kinds)
+        return self.optimizer
+
+    def _muon(self, model: nn.Module, kinds: dict[str, str]) -> torch.optim.Optimizer:
+        args, trained = self.args, {name: each for name, each in model.named_parameters() if each.requires_grad}
+        matrices = [parameter for name, parameter in sorted(trained.items()) if kinds[name] == "matrix"]
         if self.is_deepspeed_enabled:
             raise HfkitError("optimizer=muon: DeepSpeed flattens the matrices that Muon needs; use adamw or FSDP")
-        args, model = self.args, self.model if model is None else model
-        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        hidden = {name for name, parameter in trained.items() if is_hidden_matrix(name, parameter)}
-        if not hidden:
+        if not matrices:
             raise HfkitError("optimizer=muon: the model has no hidden matrix to train; use adamw")
         decayed = set(self.get_decay_parameter_names(model))
-        rest = [name for name in trained if name not in hidden]
-        self.optimizer = muon = MuonWithAdamW(
-            [trained[name] for name in sorted(hidden)],
+        rest = [name for name in trained if kinds[name] != "matrix"]
+        return MuonWithAdamW(
+            {"params": matrices, "weight_decay": args.weight_decay},
             [
                 {"params": [trained[name] for name in rest if name in decayed], "weight_decay": args.weight_decay},
                 {"params": [trained[name] for name in rest if name not in decayed], "weight_decay": 0.0},
             ],
-            {"lr": args.learning_rate, "weight_decay": args.weight_decay},
+            {"lr": args.learning_rate, "dtype": self.muon_dtype},
             {
                 "lr": args.learning_rate,
                 "betas": (args.adam_beta1, args.adam_beta2),
@@ -93,7 +105,17 @@ class HfkitTrainer(ResumableTrainer):
                 "fused": True,
             },
         )
-        return muon
+
+    def _set_rates(self, model: nn.Module, kinds: dict[str, str]) -> None:
+        """Move embeddings and head into groups of their own, where they have learning rates of their own."""
+        rates = {"embedding": self.settings.embedding_learning_rate, "head": self.settings.head_learning_rate}
+        kind_of = {parameter: kinds[name] for name, parameter in model.named_parameters()}
+        for group in list(self.optimizer.param_groups):
+            for kind, rate in rates.items():
+                moved = [parameter for parameter in group["params"] if kind_of[parameter] == kind]
+                if rate is not None and moved:
+                    group["params"] = [parameter for parameter in group["params"] if kind_of[parameter] != kind]
+                    self.optimizer.add_param_group({**group, "params": moved, "lr": rate})
 
     def evaluate(
         self,
