@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
@@ -18,6 +19,7 @@ from hfkit.errors import HfkitError
 from hfkit.model import HfkitConfig, HfkitForCausalLM
 from hfkit.training import decisions, roof
 from hfkit.training.callbacks import MetricsFile, Speed, draw_loss, read_log
+from hfkit.training.compilation import compiled_layers, uncompiled
 from hfkit.training.optimizers import MuonWithAdamW, kinds_of, orthogonalize
 from hfkit.training.trainer import HfkitTrainer, training_arguments
 
@@ -308,6 +310,25 @@ def test_without_a_compiler_training_goes_on(
     recipe.write_text(recipe.read_text(encoding="utf-8").replace("  torch_compile: false\n", ""), encoding="utf-8")
     assert cli.main(["run", PRETRAIN, "train.max_steps=1"]) == 0
     assert capsys.readouterr().out.count("no C++ compiler here") == 1
+
+
+def test_layers_are_compiled_for_the_training_and_give_the_same_losses() -> None:
+    """One code for all layers; none of it is left afterwards, and an evaluation between does not use it."""
+    ids, losses = torch.arange(24)[None].repeat(2, 1), []
+    for is_wanted in (False, True):
+        model = small_model()
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        with compiled_layers(model, is_wanted):
+            for _ in range(3):
+                loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+                loss.backward()
+                with uncompiled(), torch.no_grad():
+                    evaluated = model(input_ids=ids[:, :9], labels=ids[:, :9], use_cache=False).loss
+                losses.append((loss.item(), evaluated.item()))
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == is_wanted
+    assert np.allclose(losses[:3], losses[3:], rtol=1e-5)
+    assert not any("forward" in vars(layer) for layer in model.model.layers)
 
 
 def test_what_was_decided_stands_when_a_run_is_resumed(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def student_trainer(
     task_metrics: Any,
     teacher: Callable[[], Any] | None,
     width: int,
-    muon_precision: str = "bf16",
+    decided: dict[str, Any] | None = None,
 ) -> HfkitTrainer:
     """The trainer of a student by its recipe; without a teacher, with cross-entropy alone.
 
@@ -129,7 +129,7 @@ def student_trainer(
     sample = partial(task_metrics, model, "validation", recipe.evaluation_rows) if recipe.task != "text" else None
     common: dict[str, Any] = {
         "optimizer": recipe.optimizer,
-        "muon_precision": muon_precision,
+        "decided": decided,
         "task_metrics": sample,
         "bad_steps": recipe.bad_steps,
         "eval_dataset": data.validation,
@@ -139,8 +139,9 @@ def student_trainer(
         return HfkitTrainer(model, args, train_dataset=rows, data_collator=collate, **common)
     is_beside = recipe.targets.source != "cached"
     asked = teacher() if is_beside else None
+    compiled = bool((decided or {}).get("torch_compile", args.torch_compile))
     config = asked.config.get_text_config() if asked is not None else None
-    objective = Objective(recipe.losses, model, config, width, args.torch_compile)
+    objective = Objective(recipe.losses, model, config, width, compiled)
     trainer = DistillationTrainer(
         model,
         args,
@@ -153,7 +154,7 @@ def student_trainer(
     )
     if asked is not None:
         asked = placed(asked, trainer.accelerator)
-        trainer.teacher = Teacher(asked, objective.watched(1), objective.options(), args.torch_compile)
+        trainer.teacher = Teacher(asked, objective.watched(1), objective.options(), compiled)
     return trainer
 
 
@@ -178,8 +179,7 @@ def settled_trainer(
     args, decided = settle(
         train, output, model, data.alone, lambda count: f"{count} rows, {what}", data.collate_alone, optimizer
     )
-    precision = decided.get("muon_precision", "bf16")
-    trainer = student_trainer(recipe, model, args, data, task_metrics, teacher, width, precision)
+    trainer = student_trainer(recipe, model, args, data, task_metrics, teacher, width, decided)
     flops = roof.training_flops_per_token(model, recipe.sequence_length)
     tokens = int(decided["rows_a_step"] * data.tokens_a_row)
     speed = Speed(trainer, tokens, flops, decided["roof_flops"] * world_size())

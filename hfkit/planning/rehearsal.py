@@ -150,7 +150,7 @@ def _train(part: Training, precision: str, rows: int, folder: Path, device: torc
     else:
         recipe = SimpleNamespace(
             task="text",
-            optimizer=Optimizer(name=part.optimizer),  # type: ignore[arg-type]
+            optimizer=Optimizer(name=part.optimizer),
             bad_steps=BadSteps(),
             targets=Targets(),
             losses=list(part.losses),
@@ -160,8 +160,8 @@ def _train(part: Training, precision: str, rows: int, folder: Path, device: torc
             train=data, alone=data, validation=data, collate=data.collate, collate_alone=data.collate
         )
         teacher = None if part.teacher is None else lambda: shapes.build(part.teacher).to(device)  # type: ignore
-        precision = decided.get("muon_precision", "bf16")
-        trainer = student_trainer(recipe, model, args, rows_of, None, teacher, vocabulary, precision)  # type: ignore[arg-type]
+        decided["torch_compile"] = False
+        trainer = student_trainer(recipe, model, args, rows_of, None, teacher, vocabulary, decided)  # type: ignore[arg-type]
     trainer.add_callback(clock)
     with contextlib.redirect_stdout(io.StringIO()):
         trainer.train()

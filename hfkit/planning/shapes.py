@@ -15,6 +15,7 @@ from hfkit.model.loading import auto_class_of
 from hfkit.model.quantized import whole_modules
 from hfkit.planning.work import Model
 from hfkit.training.adapters import adapt
+from hfkit.training.compilation import repeated_layers
 from hfkit.training.optimizers import kinds_of
 from hfkit.training.roof import training_flops_per_token
 
@@ -73,7 +74,7 @@ def _shape_of(key: str, length: int, model: Model) -> Shape:
         made = build(model)
     config = made.config.get_text_config()
     trained, kinds = {name: each for name, each in made.named_parameters() if each.requires_grad}, kinds_of(made)
-    blocks = [sum(map(torch.numel, each.parameters())) for each in _blocks(made)]
+    blocks = [sum(map(torch.numel, each.parameters())) for each in repeated_layers(made)]
     training = training_flops_per_token(made, length)
     frozen = sum(each.numel() for each in made.parameters() if not each.requires_grad)
     width = config.num_attention_heads * getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
@@ -90,12 +91,6 @@ def _shape_of(key: str, length: int, model: Model) -> Shape:
         forward_flops=2 * multiplied + attention / 3,
         training_flops=training,
     )
-
-
-def _blocks(made: Any) -> list[torch.nn.Module]:
-    """The layers of a model: the longest list of modules in it."""
-    lists = [list(each) for each in made.modules() if isinstance(each, torch.nn.ModuleList)]
-    return max(lists, key=len, default=[])
 
 
 def _weight_bytes(model: Model, made: Any) -> float:

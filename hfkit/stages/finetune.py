@@ -286,12 +286,11 @@ def _trainer(
     data = {"data_collator": collate, "train_dataset": rows["train"], "eval_dataset": rows["validation"]}
     trainer: Any
     if recipe.task == "classify":
-        trainer = ClassificationTrainer(model, args, recipe.bad_steps, **data)
+        trainer = ClassificationTrainer(model, args, recipe.bad_steps, decided, **data)
     else:
         sample = partial(task_metrics, model, "validation", recipe.evaluation_rows)
-        precision = decided.get("muon_precision", "bf16")
-        data |= {"optimizer": recipe.optimizer, "muon_precision": precision, "task_metrics": sample}
-        trainer = HfkitTrainer(model, args, recipe.bad_steps, **data)
+        own: dict[str, Any] = {"optimizer": recipe.optimizer, "task_metrics": sample}
+        trainer = HfkitTrainer(model, args, recipe.bad_steps, decided, **own, **data)
     tokens_a_row = splits["train"].tokens / len(rows["train"])
     flops = roof.training_flops_per_token(model, recipe.sequence_length)
     speed = Speed(trainer, int(decided["rows_a_step"] * tokens_a_row), flops, decided["roof_flops"] * world_size())

@@ -172,7 +172,7 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
         train_dataset=train_rows,
         eval_dataset=validation_rows,
         optimizer=recipe.optimizer,
-        muon_precision=decided.get("muon_precision", "bf16"),
+        decided=decided,
         bad_steps=recipe.bad_steps,
     )
     flops = roof.training_flops_per_token(model, length)

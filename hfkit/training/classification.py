@@ -10,6 +10,7 @@ from tqdm import tqdm
 from hfkit.data.examples import Examples
 from hfkit.evaluation import load_metric
 from hfkit.ranks import is_main
+from hfkit.training.compilation import uncompiled
 from hfkit.training.progress import own_random_numbers
 from hfkit.training.resumable import ResumableTrainer, StoppedInEvaluation
 
@@ -26,7 +27,7 @@ class ClassificationTrainer(ResumableTrainer):
         """`<prefix>_loss` in nats an example, `<prefix>_accuracy` and `<prefix>_f1` (macro), over all examples; after
         training these with `_low` and `_high`, their 95 % intervals."""
         examples = self.eval_dataset if eval_dataset is None else eval_dataset
-        with self.pause(), own_random_numbers(self.args.device):
+        with self.pause(), uncompiled(), own_random_numbers(self.args.device):
             nats, predicted, expected = self._predict(examples, f"evaluating {metric_key_prefix}")
         metrics = {f"{metric_key_prefix}_loss": nats / len(expected)}
         for name, options in (("accuracy", {}), ("f1", {"average": "macro"})):

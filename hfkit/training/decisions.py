@@ -18,7 +18,7 @@ from hfkit.training.roof import fastest_precision, matmul_flops
 from hfkit.training.trainer import training_arguments
 
 Collate = Callable[[list[Any]], dict[str, torch.Tensor]]
-COMPILE_SECONDS = 45.0  # cold, on a CPU; warm or on a GPU it is less
+COMPILE_SECONDS = 30.0  # cold, layer by layer on a CPU; warm it is less
 COMPILE_GAIN = 0.15  # share of a step's time that it saves at least, see benchmarks/pretrain_speed.py
 
 
@@ -41,7 +41,7 @@ def settle(
         {**train, **batches_for(decided, args)},
         output,
         bf16=decided["precision"] == "bf16",
-        torch_compile=decided["torch_compile"],
+        torch_compile=decided["torch_compile"] is True,
         per_device_eval_batch_size=args.per_device_train_batch_size,
         logging_nan_inf_filter=False,
         disable_tqdm=False,
@@ -70,8 +70,9 @@ def decide(
     collate: Collate = default_data_collator,
     optimizer: str = "adamw",
 ) -> dict[str, Any]:
-    """`precision` (bf16, fp16 or fp32), `torch_compile`, the measured `roof_flops` of that precision, the
-    `muon_precision` where Muon is the optimizer, and the `steps` to be made with the `rows_a_step` of all processes.
+    """`precision` (bf16, fp16 or fp32), `torch_compile` (False, True, or `layers`: layer by layer), the measured
+    `roof_flops` of that precision, the `muon_precision` where Muon is the optimizer, and the `steps` to be made with
+    the `rows_a_step` of all processes.
 
     What the recipe's `train:` section says stands. A run that is resumed takes what it decided when it began. Call it
     on the main process only.
@@ -93,7 +94,10 @@ def decide(
     )
     pays = train.get("torch_compile")
     if pays is None:
-        pays = _compilation_pays(args, model, rows, collate, steps * args.gradient_accumulation_steps, precision)
+        passes = steps * args.gradient_accumulation_steps
+        pays = _compilation_pays(args, model, rows, collate, passes, precision)
+        if pays and args.device.type == "cpu":
+            pays = "layers"
     decisions = {
         "precision": precision,
         "torch_compile": pays,

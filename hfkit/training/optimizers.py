@@ -39,14 +39,14 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            same_shape = defaultdict[tuple[int, ...], list[nn.Parameter]](list)
+            same_shape = defaultdict[tuple[int, ...], list[torch.Tensor]](list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     same_shape[tuple(parameter.shape)].append(parameter)
             for parameters in same_shape.values():
                 self._step(parameters, group["lr"], group["weight_decay"], group["momentum"])
 
-    def _step(self, parameters: list[nn.Parameter], lr: float, weight_decay: float, momentum: float) -> None:
+    def _step(self, parameters: list[torch.Tensor], lr: float, weight_decay: float, momentum: float) -> None:
         """Update matrices of one shape."""
         gradients: list[Any] = [parameter.grad for parameter in parameters]
         buffers = []

@@ -17,6 +17,7 @@ from hfkit.errors import HfkitError
 from hfkit.ranks import on_main, say
 from hfkit.training import checkpoints, trackers
 from hfkit.training.bad_steps import GuardedTrainer, StepGuard
+from hfkit.training.compilation import compiled_layers
 from hfkit.training.order import EpochOrder
 from hfkit.training.progress import Progress, load_progress, save_progress
 from hfkit.training.settings import BadSteps
@@ -38,9 +39,18 @@ class ResumableTrainer(GuardedTrainer):
         train_seconds: of the training, those before the checkpoint it went on from included.
     """
 
-    def __init__(self, model: nn.Module, args: TrainingArguments, bad_steps: BadSteps | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        bad_steps: BadSteps | None = None,
+        decided: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ):
+        """`decided` is what measuring decided, see `hfkit.training.decisions`."""
         trackers.take_up(args)
         super().__init__(model, args, bad_steps, **kwargs)
+        self.decided = decided or {}
         self.optimizer: torch.optim.Optimizer | None
         self.lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None
         self.control: TrainerControl
@@ -65,7 +75,7 @@ class ResumableTrainer(GuardedTrainer):
         self._resume_from = Path(resume_from_checkpoint) if isinstance(resume_from_checkpoint, str) else None
         self._begun = time.perf_counter()
         try:
-            with stopping.patient():
+            with stopping.patient(), compiled_layers(self.model, self.decided.get("torch_compile") == "layers"):
                 output = super().train(resume_from_checkpoint, *args, **kwargs)
                 self._wait_for_commit()
                 self.train_seconds += time.perf_counter() - self._begun

@@ -18,6 +18,7 @@ from hfkit.evaluation.intervals import bootstrap
 from hfkit.model.heads import compute_loss_with, is_plain
 from hfkit.ranks import is_main
 from hfkit.training.chunked_head import chunk_tokens, chunked_head
+from hfkit.training.compilation import uncompiled
 from hfkit.training.optimizers import MuonWithAdamW, kinds_of
 from hfkit.training.progress import own_random_numbers
 from hfkit.training.resumable import ResumableTrainer, StoppedInEvaluation
@@ -56,19 +57,17 @@ class HfkitTrainer(ResumableTrainer):
         args: TrainingArguments,
         *others: Any,
         optimizer: Optimizer | None = None,
-        muon_precision: str = "bf16",
         task_metrics: Callable[[], dict[str, float]] | None = None,
         loss_of: Callable[..., torch.Tensor] | None = None,
         **kwargs: Any,
     ):
-        """`muon_precision` (bf16 or fp32) is that of Muon's orthogonalization. `task_metrics` are added to those of
-        an evaluation during training, such as ROUGE of generated texts. `loss_of` is what the loss is made by, see
-        `hfkit.model.heads`; by default it is the cross-entropy."""
+        """`task_metrics` are added to those of an evaluation during training, such as ROUGE of generated texts.
+        `loss_of` is what the loss is made by, see `hfkit.model.heads`; by default it is the cross-entropy."""
         if loss_of is not None or is_plain(model):
-            compute_loss_with(model, loss_of or CrossEntropy(args.torch_compile))
+            is_compiled = (kwargs.get("decided") or {}).get("torch_compile", args.torch_compile)
+            compute_loss_with(model, loss_of or CrossEntropy(bool(is_compiled)))
         super().__init__(model, args, *others, **kwargs)
         self.settings = optimizer or Optimizer()
-        self.muon_dtype = torch.bfloat16 if muon_precision == "bf16" else torch.float32
         self.task_metrics = task_metrics
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -78,8 +77,8 @@ class HfkitTrainer(ResumableTrainer):
             if self.settings.name == "muon":
                 self.optimizer = self._muon(model, kinds)
             else:
-                super().create_optimizer(model)
-            self._set_rates(model, kinds)
+                self.optimizer = super().create_optimizer(model)
+            self._set_rates(self.optimizer, model, kinds)
         return self.optimizer
 
     def _muon(self, model: nn.Module, kinds: dict[str, str]) -> torch.optim.Optimizer:
@@ -89,7 +88,7 @@ class HfkitTrainer(ResumableTrainer):
             raise HfkitError("optimizer=muon: DeepSpeed flattens the matrices that Muon needs; use adamw or FSDP")
         if not matrices:
             raise HfkitError("optimizer=muon: the model has no hidden matrix to train; use adamw")
-        decayed = set(self.get_decay_parameter_names(model))
+        decayed, precision = set(self.get_decay_parameter_names(model)), self.decided.get("muon_precision")
         rest = [name for name in trained if kinds[name] != "matrix"]
         return MuonWithAdamW(
             {"params": matrices, "weight_decay": args.weight_decay},
@@ -97,7 +96,7 @@ class HfkitTrainer(ResumableTrainer):
                 {"params": [trained[name] for name in rest if name in decayed], "weight_decay": args.weight_decay},
                 {"params": [trained[name] for name in rest if name not in decayed], "weight_decay": 0.0},
             ],
-            {"lr": args.learning_rate, "dtype": self.muon_dtype},
+            {"lr": args.learning_rate, "dtype": torch.float32 if precision == "fp32" else torch.bfloat16},
             {
                 "lr": args.learning_rate,
                 "betas": (args.adam_beta1, args.adam_beta2),
@@ -106,16 +105,16 @@ class HfkitTrainer(ResumableTrainer):
             },
         )
 
-    def _set_rates(self, model: nn.Module, kinds: dict[str, str]) -> None:
+    def _set_rates(self, optimizer: torch.optim.Optimizer, model: nn.Module, kinds: dict[str, str]) -> None:
         """Move embeddings and head into groups of their own, where they have learning rates of their own."""
         rates = {"embedding": self.settings.embedding_learning_rate, "head": self.settings.head_learning_rate}
         kind_of = {parameter: kinds[name] for name, parameter in model.named_parameters()}
-        for group in list(self.optimizer.param_groups):
+        for group in list(optimizer.param_groups):
             for kind, rate in rates.items():
                 moved = [parameter for parameter in group["params"] if kind_of[parameter] == kind]
                 if rate is not None and moved:
                     group["params"] = [parameter for parameter in group["params"] if kind_of[parameter] != kind]
-                    self.optimizer.add_param_group({**group, "params": moved, "lr": rate})
+                    optimizer.add_param_group({**group, "params": moved, "lr": rate})
 
     def evaluate(
         self,
@@ -130,12 +129,12 @@ class HfkitTrainer(ResumableTrainer):
             model needs for the text, its document ends included, divided by the bytes of the text.
         """
         rows: PackedRows = self.eval_dataset if eval_dataset is None else eval_dataset
-        with self.pause(), own_random_numbers(self.args.device):
+        with self.pause(), uncompiled(), own_random_numbers(self.args.device):
             found = self.token_metrics(rows, f"evaluating {metric_key_prefix}", intervals=metric_key_prefix != "eval")
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         if metric_key_prefix == "eval":  # in training; what follows it stands in metrics.json
             if self.task_metrics is not None:
-                with self.pause(), own_random_numbers(self.args.device):
+                with self.pause(), uncompiled(), own_random_numbers(self.args.device):
                     metrics |= {f"eval_{name}": value for name, value in self.task_metrics().items()}
             self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
