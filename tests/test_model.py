@@ -115,6 +115,38 @@ def test_cached_generation_equals_uncached(positions: str, mode: dict, cache: di
 
 
 @each_position
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "paged|sdpa", "paged|eager"])
+def test_continuous_batching_generates_what_generate_does(positions: str, attention: str) -> None:
+    model = tiny_model(position_embedding_type=positions)
+    alone = [model.generate(row[None], max_new_tokens=6, do_sample=False)[0, len(row) :].tolist() for row in ROWS]
+    model.set_attn_implementation(attention)
+    assert continuous_batch(model) == alone
+
+
+@pytest.mark.parametrize("qk_norm", [True, False], ids=["qwen3", "llama"])
+def test_continuous_batching_gives_the_tokens_of_the_stock_class(qk_norm: bool, tmp_path: Path) -> None:
+    tiny_model(qk_norm=qk_norm).save_pretrained(tmp_path)
+    own = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    config = own.config.stock_config()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    stock = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert type(own) is HfkitForCausalLM
+    assert type(stock).__name__ == config["architectures"][0] != "HfkitForCausalLM"
+    assert continuous_batch(own) == continuous_batch(stock)
+
+
+def continuous_batch(model: PreTrainedModel) -> list[list[int]]:
+    """The new tokens of each of `ROWS`, written in one batch with a paged cache."""
+    generation = transformers.GenerationConfig(max_new_tokens=6, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    options = transformers.ContinuousBatchingConfig(num_blocks=16, page_size=4, max_batch_tokens=32)
+    outputs = model.generate_batch(
+        [row.tolist() for row in ROWS], generation_config=generation, continuous_batching_config=options
+    )
+    assert not any(output.error for output in outputs.values())
+    return [outputs[name].generated_tokens for name in sorted(outputs, key=lambda name: int(name.split("_")[-1]))]
+
+
+@each_position
 def test_left_padded_batch_generates_as_unpadded(positions: str) -> None:
     model = tiny_model(position_embedding_type=positions)
     alone = [model.generate(row[None], max_new_tokens=6)[:, len(row) :] for row in ROWS]

@@ -181,10 +181,12 @@ class HfkitAttention(nn.Module):
         if position_embeddings is not None:
             query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
         if cache is not None:
-            key, value = cache.update(key, value, self.layer_idx)
+            # A paged cache (continuous batching) also reads and writes the arguments of the attention function.
+            key, value = cache.update(key, value, self.layer_idx, kwargs=kwargs)
 
+        # The cache is updated by now: a paged function, such as `paged|eager`, has nothing left to do but to attend.
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
+            self.config._attn_implementation.removeprefix("paged|"), eager_attention_forward
         )
         attn_output, attn_weights = attention_interface(
             self,
