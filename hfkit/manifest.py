@@ -15,6 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 import hfkit
+from hfkit.cores import usable_cores
 from hfkit.errors import HfkitError
 
 MANIFEST = "hfkit.json"
@@ -147,7 +148,7 @@ def finish(folder: Path, content: dict[str, Any]) -> None:
     for name in LIBRARIES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-    hardware = {"machine": platform.machine(), "system": platform.system(), "cpu_count": os.cpu_count()}
+    hardware = {"machine": platform.machine(), "system": platform.system(), "cpu_count": usable_cores()}
     manifest = {**content, "digest": digest_of(files), "files": files, "versions": versions, "hardware": hardware}
     write_json(folder / MANIFEST, manifest)
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hfkit.cores import usable_cores
+
 POWERCAP = Path("/sys/class/powercap")  # of Linux: what the processor's own counter (RAPL) says
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 JOULES_PER_KWH = 3.6e6
@@ -84,7 +86,7 @@ def _cuda() -> Any:
 
 def hardware() -> dict[str, Any]:
     """`processor`, `cores`, `memory_bytes` and, where torch sees any, `gpus`."""
-    found: dict[str, Any] = {"processor": _processor(), "cores": os.cpu_count(), "memory_bytes": total_memory()}
+    found: dict[str, Any] = {"processor": _processor(), "cores": usable_cores(), "memory_bytes": total_memory()}
     if _cuda() is not None:
         found["gpus"] = [_cuda().get_device_name(index) for index in range(_cuda().device_count())]
     return found

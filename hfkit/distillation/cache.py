@@ -24,7 +24,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +35,7 @@ from safetensors.numpy import save
 from tqdm import tqdm
 
 from hfkit import manifest
+from hfkit.cores import usable_cores
 from hfkit.data.packing import IGNORED
 from hfkit.distillation.cached_rows import TARGETS, Rows, RowsWithTargets, shard_path
 from hfkit.distillation.settings import Targets
@@ -131,7 +131,7 @@ def _missing(folder: Path, plan: Plan) -> list[int] | None:
     """The shards that are to be made, or None if the targets are complete."""
     folder.mkdir(exist_ok=True)
     manifest.sweep(folder)
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(usable_cores()) as pool:
         states = list(pool.map(lambda index: _state(folder, plan, index), range(plan.shards)))
     for index, state in enumerate(states):
         if state == "damaged":

@@ -1,12 +1,12 @@
 """Machines by name with their published numbers, what they cost, and how Accelerate spreads a training over one."""
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from hfkit.cores import usable_cores
 from hfkit.errors import HfkitError, did_you_mean
 from hfkit.usage import total_memory
 
@@ -132,7 +132,7 @@ def here(prices: Prices, flops: float) -> Machine:
         bandwidth = like[2] * 1e9 if like else 5e11
         name, memory = properties.name, properties.total_memory
         return Machine(name, count, flops, memory, bandwidth, watts, prices.dollars_per_hour.get("here"), is_here=True)
-    watts = prices.watts.get("here", WATTS_A_CORE * (os.cpu_count() or 1))
+    watts = prices.watts.get("here", WATTS_A_CORE * usable_cores())
     dollars = prices.dollars_per_hour.get("here")
     held = total_memory() or 8e9
     return Machine("this machine", 1, flops, held, 2e10, watts, dollars, is_here=True, is_cpu=True)

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterator
@@ -20,6 +19,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from hfkit import manifest
+from hfkit.cores import usable_cores
 from hfkit.errors import HfkitError
 from hfkit.ranks import is_main, of_all, on_main, say
 
@@ -247,7 +247,7 @@ def problems_with(checkpoint: Path) -> list[str]:
         return [f"{DESCRIPTION}: is damaged"]
     if checkpoint.name != f"checkpoint-{description['step']}":
         return [f"{DESCRIPTION}: describes step {description['step']}"]
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(usable_cores()) as pool:
         told = pool.map(lambda item: _problem_with(checkpoint / item[0], item[1]), description["files"].items())
         return [problem for problem in told if problem]
 
