@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 
-from hfkit.data import sources, stdlib
+from hfkit.data import corpus, sources, stdlib
 from hfkit.data.columns import BadRow, Columns, Row
 from hfkit.data.sources import Source
 from hfkit.errors import HfkitError
@@ -103,7 +103,7 @@ def test_every_kind_is_stored_and_read_again(tmp_path: Path) -> None:
     kinds = {"p": "text", "r": "texts", "l": "label", "m": "messages"}
     values = {"stage": "prepare", "sources": [{"files": str(path)}], "columns": kinds, "labels": ["even", "odd"]}
     prepare.run(prepare.Recipe.model_validate({**values, "split": {"validation": 0.2, "test": 0.2}}), {}, tmp_path)
-    stored = [row for split in prepare.SPLITS for row in prepared(tmp_path, split)]
+    stored = [row for split in prepare.SPLITS for row in corpus.rows(str(tmp_path), split)]
     assert len(stored) == 80
     for row in stored:
         number = int(row["p"].split()[1])

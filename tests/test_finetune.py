@@ -248,33 +248,21 @@ def tokenizer(prepared: Path) -> Any:
 
 def test_the_completion_and_its_end_are_learned_and_nothing_else(tokenizer: Any) -> None:
     recipe = task(prompt="{question} ->", completion=" {answer}")
-    example = encode(recipe, {"question": "the red cat", "answer": "the"}, tokenizer, 32)
-    assert example is not None and not example.is_cut
+    (example,) = encode(recipe, {"question": "the red cat", "answer": "the"}, tokenizer, 32)
+    assert not example.is_cut
     learned = [each for each, is_learned in zip(example.ids, example.learned, strict=True) if is_learned]
     assert tokenizer.decode(learned) == " the<eos>"
     assert tokenizer.decode(example.ids) == "<bos>the red cat -> the<eos>"
 
 
-def test_in_a_chat_the_turns_of_the_assistant_are_learned(tokenizer: Any) -> None:
-    turns = [("system", "be red"), ("user", "cat?"), ("assistant", "dog"), ("user", "tree?"), ("assistant", "river")]
-    chat = [{"role": role, "content": content} for role, content in turns]
-    example = encode(task(task="chat"), {"messages": chat}, tokenizer, 200)
-    assert example is not None
-    learned = [each for each, is_learned in zip(example.ids, example.learned, strict=True) if is_learned]
-    assert tokenizer.decode(learned) == "dog<|im_end|>\nriver<|im_end|>\n"
-    assert tokenizer.decode(example.ids) == tokenizer.apply_chat_template(chat, tokenize=False)
-    cut = encode(task(task="chat"), {"messages": chat}, tokenizer, len(example.ids) - 1)
-    assert cut is not None and cut.is_cut and tokenizer.decode(cut.ids).endswith("dog<|im_end|>\n")
-
-
 def test_the_longest_column_of_the_prompt_is_cut_at_its_end(tokenizer: Any) -> None:
     recipe = task(prompt="{a} and {b} ->", completion=" {c}")
     values = {"a": "red cat", "b": "green tree " * 30, "c": "river river"}
-    example = encode(recipe, values, tokenizer, 24)
-    assert example is not None and example.is_cut and 20 <= len(example.ids) <= 24
+    (example,) = encode(recipe, values, tokenizer, 24)
+    assert example.is_cut and 20 <= len(example.ids) <= 24
     text = tokenizer.decode(example.ids)
     assert text.startswith("<bos>red cat and green tree green") and text.endswith(" -> river river<eos>")
-    assert encode(recipe, {**values, "c": "river " * 40}, tokenizer, 24) is None  # the completion is never cut
+    assert encode(recipe, {**values, "c": "river " * 40}, tokenizer, 24) == []  # the completion is never cut
     assert prompt_ids(task(prompt="the " * 40 + "{a}"), values, tokenizer, 24) == ([], True)
 
 

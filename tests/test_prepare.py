@@ -343,7 +343,9 @@ def test_missing_file_is_told_before_the_run(tmp_path: Path, name: str) -> None:
     assert list(prepare.check(recipe, {}, {})) == [("sources.0.files", message)]
 
 
-@pytest.mark.parametrize("text, message", [(" ", r"train: no rows \(0 in all\); give more data"), ("a", "passage")])
+@pytest.mark.parametrize(
+    "text, message", [(" ", r"train: no rows \(0 in all; dropped: 1 empty\); give more data"), ("a", "passage")]
+)
 def test_too_few_documents(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(HfkitError, match=message):
         run(tmp_path, {"files": write(tmp_path / "a.txt", text)})

@@ -23,7 +23,18 @@ from hfkit.training.settings import BadSteps, Optimizer
 from hfkit.training.task_metrics import TaskMetrics
 from hfkit.training.trainer import training_arguments
 
-OF_RECIPE = ("stage", "task", "prompt", "completion", "messages", "label", "generation", "trust_remote_code")
+OF_RECIPE = (
+    "stage",
+    "task",
+    "prompt",
+    "completion",
+    "messages",
+    "tools",
+    "chat_template",
+    "label",
+    "generation",
+    "trust_remote_code",
+)
 OF_TRAINING = ("sequence_length", "train", "bad_steps")
 
 

@@ -17,7 +17,7 @@ from hfkit.training import adapters
 
 
 @contextlib.contextmanager
-def whole(place: str, task: str, beside: Path) -> Iterator[tuple[str, dict[str, float]]]:
+def whole(place: str, recipe: Any, beside: Path) -> Iterator[tuple[str, dict[str, float]]]:
     """A folder or id of the model; an adapter is merged into its base, in a folder that is there for so long.
 
     Yields:
@@ -28,7 +28,8 @@ def whole(place: str, task: str, beside: Path) -> Iterator[tuple[str, dict[str, 
         return
     folder = beside / f".merged{manifest.PARTIAL}"
     shutil.rmtree(folder, ignore_errors=True)
-    tokenizer: Any = load_tokenizer(place, "classify" if task == "classify" else "generate")
+    task = recipe.task
+    tokenizer: Any = load_tokenizer(place, "classify" if task == "classify" else "generate", recipe.chat_template)
     ids = torch.arange(adapters.DRIFT_TOKENS)[None] % len(tokenizer)
     drift = adapters.merge(Path(place), folder, task, base_quantization(place), ids)
     tokenizer.save_pretrained(folder)

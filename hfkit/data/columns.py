@@ -1,12 +1,17 @@
 """What a row of data holds: its columns, each of a kind, and what is wrong with a value that is not of it."""
 
+import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from hfkit.errors import did_you_mean, shown
 
-Kind = Literal["text", "texts", "label", "messages"]
-ROLES = ("system", "user", "assistant", "tool")
+Kind = Literal["text", "texts", "label", "messages", "tools"]
+ROLES = ("system", "developer", "user", "assistant", "tool")
+# What a message may hold beside role and content.
+FIELDS = ("name", "tool_calls", "tool_call_id", "reasoning_content")
+ALIASES = {"reasoning": "reasoning_content", "thinking": "reasoning_content"}
 
 
 class Row(NamedTuple):
@@ -29,18 +34,23 @@ class Columns:
 
     Args:
         kinds: of each column: `text`; `texts`, a list of them; `label`, a class by name or number; `messages`, a chat
-            of `{role, content}`.
+            of `{role, content}`, with `FIELDS` where a message has them; `tools`, what a chat may call.
         labels: the names of the classes, where they are known; a number is a place in this list.
+
+    Attributes:
+        left_out: how often a message held something in a field that is not kept, by the field's name.
     """
 
     def __init__(self, kinds: dict[str, Kind], labels: list[str] | None = None):
         self.kinds, self.labels = kinds, labels
+        self.left_out = Counter[str]()
         self._label_type: type | None = None
         self._readers: dict[str, Callable[[Any], Any]] = {
             "text": _text,
             "texts": _texts,
             "label": self._label,
-            "messages": _messages,
+            "messages": self._messages,
+            "tools": _tools,
         }
 
     def row(
@@ -54,9 +64,30 @@ class Columns:
                 return BadRow(origin, f'column "{name}": is missing, {did_you_mean(name, found)}')
             try:
                 values[column] = self._readers[kind](found[name])
+                _check_encodable(values[column])
             except ValueError as error:
                 return BadRow(origin, f'column "{name}": {error}')
         return Row(values, origin, group)
+
+    def _messages(self, value: Any) -> list[dict[str, Any]]:
+        if not isinstance(value, list) or not value:
+            raise ValueError(f"must be a list of messages, got {shown(value)}")
+        return [self._message(message) for message in value]
+
+    def _message(self, message: Any) -> dict[str, Any]:
+        if not isinstance(message, dict) or "role" not in message or not {"content", "tool_calls"} & message.keys():
+            raise ValueError(f"a message must have role and content, got {shown(message)}")
+        role = message["role"]
+        if role not in ROLES:
+            raise ValueError(f"role {shown(role)} of a message is not known, {did_you_mean(str(role), ROLES)}")
+        found = {"role": role, "content": _content(message.get("content"))}
+        for name, value in message.items():
+            field = ALIASES.get(name, name)
+            if field in FIELDS and value:
+                found[field] = value
+            elif field not in ("role", "content", *FIELDS) and value:
+                self.left_out[name] += 1
+        return found
 
     def _label(self, value: Any) -> str:
         if isinstance(value, bool) or not isinstance(value, (str, int)):
@@ -79,10 +110,6 @@ class Columns:
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"must be text, got {shown(value)}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError("is not UTF-8; save the file as UTF-8") from None
     return value
 
 
@@ -93,14 +120,37 @@ def _texts(value: Any) -> list[str]:
     return [_text(each) for each in values]
 
 
-def _messages(value: Any) -> list[dict[str, str]]:
-    if not isinstance(value, list) or not value:
-        raise ValueError(f"must be a list of messages, got {shown(value)}")
-    for message in value:
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise ValueError(f"a message must have role and content, got {shown(message)}")
-        if message["role"] not in ROLES:
-            raise ValueError(
-                f"role {shown(message['role'])} of a message is not known, {did_you_mean(str(message['role']), ROLES)}"
-            )
-    return [{"role": message["role"], "content": _text(message["content"])} for message in value]
+def _check_encodable(value: Any) -> None:
+    """Hold all texts in a value to what UTF-8 can write: half of a surrogate pair, which JSON can escape, is not."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError("is not UTF-8; save the file as UTF-8") from None
+    elif isinstance(value, dict):
+        for name, each in value.items():
+            _check_encodable(name)
+            _check_encodable(each)
+    elif isinstance(value, list):
+        for each in value:
+            _check_encodable(each)
+
+
+def _tools(value: Any) -> list[Any]:
+    """Tools as JSON schemas; a list of them, or the same as JSON text."""
+    try:
+        tools = json.loads(value) if isinstance(value, str) else value or []
+    except ValueError:
+        tools = None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise ValueError(f"must be a list of tools, each a JSON schema, got {shown(value)}")
+    return tools
+
+
+def _content(value: Any) -> str:
+    """The text of a message: a string, nothing beside tool calls, or a list of parts that are texts."""
+    if isinstance(value, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in value):
+        return "".join(_text(part.get("text")) for part in value)
+    if isinstance(value, list):
+        raise ValueError(f"a message may hold text only, got {shown(value)}")
+    return "" if value is None else _text(value)

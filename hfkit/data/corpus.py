@@ -1,5 +1,6 @@
 """The rows of a prepared folder, or of a data set on the Hub that has the same three splits."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,23 @@ def columns_of(place: str) -> dict[str, str] | None:
     found = {}
     for field in schema:
         if pyarrow.types.is_list(field.type):
-            found[field.name] = "messages" if pyarrow.types.is_struct(field.type.value_type) else "texts"
+            found[field.name] = "messages" if _is_chat(field.type) else "texts"
         else:
             found[field.name] = "text"
+    return found
+
+
+def _is_chat(kind: Any) -> bool:
+    import pyarrow
+
+    return pyarrow.types.is_list(kind) and pyarrow.types.is_struct(kind.value_type)
+
+
+def _message(stored: dict[str, Any]) -> dict[str, Any]:
+    """A message of a chat with the fields that it has; tool calls are stored as JSON text."""
+    found = {name: value for name, value in stored.items() if value is not None}
+    if isinstance(found.get("tool_calls"), str):
+        found["tool_calls"] = json.loads(found["tool_calls"])
     return found
 
 
@@ -82,7 +97,11 @@ def _folder_rows(path: Path, columns: list[str] | None) -> Iterator[dict[str, An
                     raise HfkitError(
                         f'{path}: column "{name}" has empty values; make it with a recipe of `stage: prepare`'
                     )
-            yield from batch.to_pylist()
+            chats = [field.name for field in batch.schema if _is_chat(field.type)]
+            for row in batch.to_pylist():
+                for name in chats:
+                    row[name] = [_message(message) for message in row[name]]
+                yield row
     except (OSError, pyarrow.ArrowInvalid) as error:
         raise HfkitError(f"{path}: cannot be read: {error}; prepare the data again") from None
 

@@ -25,7 +25,8 @@ class Examples(torch.utils.data.Dataset):
 
     Attributes:
         labels: names of the classes, if the task has classes.
-        counts: `examples`, `cut` (part of the prompt is gone) and `dropped` (the completion alone does not fit).
+        counts: `rows` of the data, `examples`, of which some may be of one row, `cut` (part of the prompt is gone) and
+            `dropped` (rows whose completion alone does not fit).
         bytes: of the text that is learned.
     """
 
@@ -119,7 +120,7 @@ def task_examples(
     Raises:
         HfkitError: if nothing is left to learn, or a class of validation or test is unknown in training.
     """
-    keys = ("task", "prompt", "completion", "messages", "label")
+    keys = ("task", "prompt", "completion", "messages", "tools", "label")
     digest = hashlib.sha256(manifest.content_of(place).encode())
     digest.update(tokenizer.backend_tokenizer.to_str().encode())
     said = [getattr(recipe, key) for key in keys]
@@ -159,22 +160,25 @@ def _encode_split(
 ) -> dict[str, int]:
     """Write one split's files. Returns its counts."""
     starts, classes = [0], list[int]()
-    counts = {"examples": 0, "cut": 0, "dropped": 0, "learned_tokens": 0, "bytes": 0}
+    counts = {"rows": 0, "examples": 0, "cut": 0, "dropped": 0, "learned_tokens": 0, "bytes": 0}
     rows = tqdm(corpus.rows(place, split), f"encoding {split}", leave=False, mininterval=1, disable=not is_main())
     with (work / f"{split}.ids").open("wb") as ids_file, (work / f"{split}.learned").open("wb") as learned_file:
-        for values in rows:
-            example = encode(recipe, values, tokenizer, length)
-            if example is None:
-                counts["dropped"] += 1
-                continue
-            ids_file.write(np.asarray(example.ids, dtype=np.uint32).tobytes())
-            learned_file.write(np.asarray(example.learned, dtype=np.bool_).tobytes())
-            starts.append(starts[-1] + len(example.ids))
-            classes.append(labels.index(values[recipe.label]) if labels else 0)
-            counts["examples"] += 1
-            counts["cut"] += example.is_cut
-            counts["learned_tokens"] += sum(example.learned)
-            counts["bytes"] += len(tokenizer.decode(example.learned_ids, skip_special_tokens=True).encode())
+        for number, values in enumerate(rows, 1):
+            try:
+                examples = encode(recipe, values, tokenizer, length)
+            except HfkitError as error:
+                raise HfkitError(f"{place}: row {number} of the {split} split: {error}") from None
+            counts["rows"] += 1
+            counts["dropped"] += not examples
+            for example in examples:
+                ids_file.write(np.asarray(example.ids, dtype=np.uint32).tobytes())
+                learned_file.write(np.asarray(example.learned, dtype=np.bool_).tobytes())
+                starts.append(starts[-1] + len(example.ids))
+                classes.append(labels.index(values[recipe.label]) if labels else 0)
+                counts["examples"] += 1
+                counts["cut"] += example.is_cut
+                counts["learned_tokens"] += sum(example.learned)
+                counts["bytes"] += len(tokenizer.decode(example.learned_ids, skip_special_tokens=True).encode())
     np.save(work / f"{split}.starts.npy", np.asarray(starts, dtype=np.int64))
     np.save(work / f"{split}.classes.npy", np.asarray(classes, dtype=np.int64))
     if not counts["learned_tokens"]:

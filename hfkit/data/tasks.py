@@ -2,16 +2,20 @@
 
 import string
 from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from hfkit.data import corpus
-from hfkit.errors import HfkitError, did_you_mean, reason
+from hfkit.data import chat, corpus
+from hfkit.errors import HfkitError, did_you_mean
 from hfkit.recipe import StageRecipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+CHATS_CHECKED = 50  # before a model is loaded
 
 
 class TaskRecipe(StageRecipe):
@@ -27,6 +31,12 @@ class TaskRecipe(StageRecipe):
     )
     completion: str = Field("{completion}", min_length=1, description="Template of what is to be generated.")
     messages: str = Field("messages", description="Column with the chat.")
+    tools: str = Field("tools", description="Column with the tools of a chat, as JSON schemas, if the data has it.")
+    chat_template: str | None = Field(
+        None,
+        min_length=1,
+        description="How a chat becomes text: plain, chatml, a file, or the template. By default the tokenizer's own.",
+    )
     label: str = Field("label", description="Column with the class.")
 
     @property
@@ -120,11 +130,26 @@ def check_room(
     """
     if recipe.task not in ("text", "classify") and new_tokens is not None and new_tokens >= window:
         yield "generation.max_new_tokens", f"must leave room for a prompt in the window of {window}, got {new_tokens}"
+    elif recipe.task == "chat" and tokenizer is not None:
+        if problem := chat.problem_with_template(tokenizer):
+            yield "chat_template", problem
     elif recipe.task in ("generate", "classify") and tokenizer is not None:
         text = fill(recipe.template, dict.fromkeys(fields_of(recipe.template), ""))
         bare, room = len(_ids(text, tokenizer)), window - (new_tokens or 1 if recipe.task == "generate" else 0)
         if bare >= room:
             yield "prompt", f"fills the window: {bare} tokens without its columns, and there is room for {room}"
+
+
+def check_chats(recipe: TaskRecipe, place: str, tokenizer: "PreTrainedTokenizerBase") -> Iterator[tuple[str, str]]:
+    """The first chat that the template refuses, of the first ones of the training split."""
+    if tokenizer.chat_template is None:
+        return
+    for number, row in enumerate(islice(corpus.rows(place, "train"), CHATS_CHECKED), 1):
+        try:
+            list(chat.encode_chat(row[recipe.messages], tokenizer, row.get(recipe.tools)))
+        except HfkitError as error:
+            yield "data", f"{place}: row {number} of the train split: {error}"
+            return
 
 
 def check_answers(recipe: TaskRecipe, rows: list[dict[str, Any]], split: str) -> Iterator[tuple[str, str]]:
@@ -139,8 +164,7 @@ def check_answers(recipe: TaskRecipe, rows: list[dict[str, Any]], split: str) ->
 def reference(recipe: TaskRecipe, row: dict[str, Any]) -> list[str]:
     """What a prediction is held against: each of several completions, or the last of a chat's answers."""
     if recipe.task == "chat":
-        said = [turn["content"].strip() for turn in row[recipe.messages] if turn["role"] == "assistant"]
-        return said[-1:] or [""]
+        return [chat.answer_of(row[recipe.messages])]
     several = max((len(value) for value in row.values() if isinstance(value, list)), default=1)
     versions = [{k: v[i % len(v)] if isinstance(v, list) else v for k, v in row.items()} for i in range(several)]
     return list(dict.fromkeys(fill(recipe.completion, version).strip() for version in versions))
@@ -151,25 +175,25 @@ def reference(recipe: TaskRecipe, row: dict[str, Any]) -> list[str]:
 
 def encode(
     recipe: TaskRecipe, values: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", length: int
-) -> Example | None:
-    """The tokens of a training row, at most `length`; None if even the completion alone does not fit.
+) -> list[Example]:
+    """The tokens of a training row, at most `length`; nothing if even the completion alone does not fit.
+
+    A row is one example; a chat whose template rewrites earlier turns is one for each answer.
 
     The rule of cutting: the longest column of the prompt loses its end until all fits; the template's own words and
     the completion stay whole. A chat is cut at its end, after the last assistant turn that fits.
     """
     if recipe.task == "chat":
-        return _encode_chat(values[recipe.messages], tokenizer, length)
+        return _encode_chat(recipe, values, tokenizer, length)
     if recipe.task == "classify":
         ids, is_cut = prompt_ids(recipe, values, tokenizer, length)
-        return Example(ids, [True] * len(ids), is_cut) if ids else None
+        return [Example(ids, [True] * len(ids), is_cut)] if ids else []
     answer = [
         *tokenizer(fill(recipe.completion, values), add_special_tokens=False)["input_ids"],
         tokenizer.eos_token_id,
     ]
     ids, is_cut = prompt_ids(recipe, values, tokenizer, length - len(answer))
-    if not ids:
-        return None
-    return Example(ids + answer, [False] * len(ids) + [True] * len(answer), is_cut)
+    return [Example(ids + answer, [False] * len(ids) + [True] * len(answer), is_cut)] if ids else []
 
 
 def prompt_ids(
@@ -185,9 +209,7 @@ def prompt_ids(
     is read as a whole does: a text to classify, and (`is_whole`) the input of an encoder-decoder.
     """
     if recipe.task == "chat":
-        turns = values[recipe.messages]
-        last = max((index for index, turn in enumerate(turns) if turn["role"] == "assistant"), default=len(turns))
-        text = tokenizer.apply_chat_template(turns[:last], tokenize=False, add_generation_prompt=True)
+        text = chat.prompt_text(values[recipe.messages], tokenizer, values.get(recipe.tools))
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         return (ids, False) if len(ids) <= length else ([], True)
     names = fields_of(recipe.template)
@@ -216,39 +238,13 @@ def _shortened(text: str, tokens: int, tokenizer: "PreTrainedTokenizerBase") -> 
     return text[: offsets[-tokens][0]] if tokens < len(offsets) else ""
 
 
-def _encode_chat(turns: list[dict[str, str]], tokenizer: "PreTrainedTokenizerBase", length: int) -> Example | None:
-    """Each turn's text, as the template writes it, tokenized by itself: the assistant's are learned."""
-    ids: list[int] = []
-    learned: list[bool] = []
-    is_cut, whole = False, (0, 0)
-    for text, is_answer in _segments(turns, tokenizer):
-        segment = tokenizer(text, add_special_tokens=False)["input_ids"]
-        if len(ids) + len(segment) > length:
-            is_cut = True
-            break
-        ids += segment
-        learned += [is_answer] * len(segment)
-        if is_answer:
-            whole = (len(ids), len(learned))
-    return Example(ids[: whole[0]], learned[: whole[1]], is_cut) if whole[0] else None
-
-
-def _segments(turns: list[dict[str, str]], tokenizer: "PreTrainedTokenizerBase") -> Iterator[tuple[str, bool]]:
-    """What the template writes up to each assistant turn, and that turn."""
-    done = ""
-    for index, turn in enumerate(turns):
-        if turn["role"] != "assistant":
-            continue
-        try:
-            asked = tokenizer.apply_chat_template(turns[:index], tokenize=False, add_generation_prompt=True)
-            answered = tokenizer.apply_chat_template(turns[: index + 1], tokenize=False)
-        except Exception as error:  # templates raise whatever they like
-            raise HfkitError(f"messages: the chat template refuses a row: {reason(error)}; mend the row") from None
-        if not asked.startswith(done) or not answered.startswith(asked):
-            raise HfkitError(
-                "messages: the tokenizer's chat template rewrites earlier turns, so that answers cannot be told from "
-                "prompts; use another chat_template"
-            )
-        yield asked[len(done) :], False
-        yield answered[len(asked) :], True
-        done = answered
+def _encode_chat(
+    recipe: TaskRecipe, values: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", length: int
+) -> list[Example]:
+    """A chat is one example, or several where the template rewrites earlier turns."""
+    found = []
+    for ids, learned, ends in chat.encode_chat(values[recipe.messages], tokenizer, values.get(recipe.tools)):
+        whole = max((end for end in ends if end <= length), default=0)
+        if any(learned[:whole]):
+            found.append(Example(ids[:whole], learned[:whole], whole < len(ids)))
+    return found

@@ -2,16 +2,20 @@
 
 from typing import TYPE_CHECKING, Literal
 
+from hfkit.data.chat import set_template
 from hfkit.errors import HfkitError, reason
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-def load_tokenizer(place: str, use: Literal["train", "generate", "classify"] = "train") -> "PreTrainedTokenizerFast":
+def load_tokenizer(
+    place: str, use: Literal["train", "generate", "classify"] = "train", chat_template: str | None = None
+) -> "PreTrainedTokenizerFast":
     """The tokenizer in a folder or on the Hub.
 
     Args:
+        chat_template: that of a recipe, which takes the place of its own.
         use: to train with one, EOS must be learned, and so may not be the padding, which never is. Others take what
             they find: EOS pads where nothing else does, and classifiers need none.
 
@@ -36,4 +40,5 @@ def load_tokenizer(place: str, use: Literal["train", "generate", "classify"] = "
         raise HfkitError(f"{place}: the tokenizer has neither a pad token nor EOS; set pad_token and save it again")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    set_template(tokenizer, chat_template)
     return tokenizer

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hfkit.data.tasks import check_data, fields_of
+from hfkit.data.chat import problem_with_template
+from hfkit.data.tasks import check_chats, check_data, fields_of
 from hfkit.data.tokenizer import load_tokenizer
 from hfkit.distillation import vocabulary
 from hfkit.distillation.settings import KINDS, check_losses, layer_pairs
@@ -46,6 +47,21 @@ def problems(recipe: Any, places: dict[str, str], recipes: dict[str, StageRecipe
             shared_width(recipe, places)
         except HfkitError as error:
             yield "student" if "student" in places else "tokenizer" if "tokenizer" in places else "teacher", str(error)
+            return
+    if is_made and recipe.task == "chat":
+        yield from _chat_problems(recipe, places, recipes)
+
+
+def _chat_problems(recipe: Any, places: dict[str, str], recipes: dict[str, StageRecipe]) -> Problems:
+    try:
+        tokenizer = load_tokenizer(tokenizer_place(places), chat_template=recipe.chat_template)
+    except HfkitError as error:
+        yield "chat_template", str(error)
+        return
+    if problem := problem_with_template(tokenizer):
+        yield "chat_template", problem
+    elif is_there(places["data"], recipes.get("data")):
+        yield from check_chats(recipe, places["data"], tokenizer)
 
 
 def _data_problems(recipe: Any, places: dict[str, str], recipes: dict[str, StageRecipe]) -> Problems:

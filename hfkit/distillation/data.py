@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase, default_data_collator
 
 from hfkit import manifest
 from hfkit.data import corpus
+from hfkit.data.chat import generation_ids
 from hfkit.data.examples import Examples, PackedExamples, pad, show_example, task_examples
 from hfkit.data.packing import PackedRows, show_row, token_rows
 from hfkit.data.tokenizer import load_tokenizer
@@ -35,6 +36,7 @@ class TrainingData:
         of_teacher: the same splits as the teacher reads them: with its tokenizer, where that is another.
         tokens_a_row: the mean, padding not counted.
         shown: the first row, for a person.
+        generation: arguments of `GenerationConfig` for what the student writes, with the ids that end and pad it.
         facts: what the report and `metrics.json` say of the targets.
     """
 
@@ -47,6 +49,7 @@ class TrainingData:
     of_teacher: dict[str, Any]
     tokens_a_row: float
     shown: str
+    generation: dict[str, Any]
     facts: dict[str, Any]
 
 
@@ -81,6 +84,7 @@ def training_data(
         rows,
         tokens_a_row,
         shown,
+        {**generation_ids(tokenizer, recipe.task == "chat"), **recipe.generation},
         {},
     )
     if recipe.targets.source == "cached":

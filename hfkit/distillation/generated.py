@@ -27,7 +27,7 @@ def write_generated(
     Args:
         teacher: loads the model; called only if something is to be written.
     """
-    keys = ("task", "prompt", "completion", "messages", "generation", "sequence_length")
+    keys = ("task", "prompt", "completion", "messages", "tools", "chat_template", "generation", "sequence_length")
     made_from = {
         "teacher": manifest.content_of(places["teacher"]),
         "data": manifest.content_of(places["data"]),

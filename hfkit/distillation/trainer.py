@@ -84,22 +84,22 @@ class DistillationTrainer(HfkitTrainer):
     def _written_by_student(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The batch with the completions that the student writes after its prompts, which then are what is learned."""
         model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        pad_id = model.config.get_text_config().pad_token_id
+        ends, pad_id = self.generation.get("eos_token_id", []), self.generation["pad_token_id"]
         is_prompt = batch["attention_mask"].bool() & ((batch["labels"] != IGNORED).cumsum(-1) == 0)
         prompts = [ids[kept].tolist() for ids, kept in zip(batch["input_ids"], is_prompt, strict=True)]
         ids, mask = padded(prompts, pad_id, "left")
         room = batch["input_ids"].shape[1] - is_prompt.sum(-1).min().item()
-        options = {"do_sample": True, "max_new_tokens": max(int(room), 1), **self.generation}
+        # From the whole distribution (GKD, arXiv 2306.13649), unless the recipe says otherwise.
+        whole = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+        options = {**whole, "max_new_tokens": max(int(room), 1), **self.generation}
         was_training = model.training
         model.eval()
         output = model.generate(
             input_ids=ids.to(batch["input_ids"].device),
             attention_mask=mask.to(batch["input_ids"].device),
-            pad_token_id=pad_id,
             **options,
         )
         model.train(was_training)
-        ends = options.get("eos_token_id", model.generation_config.eos_token_id)
         stops = torch.isin(output[:, ids.shape[1] :], torch.as_tensor(ends, device=output.device))
         lengths = (stops.cumsum(-1) - stops.long() == 0).sum(-1).tolist()  # up to the first end, with it
         examples = []
@@ -147,7 +147,7 @@ def student_trainer(
         args,
         objective=objective,
         on_policy_share=recipe.targets.share if recipe.targets.source == "on_policy" else 0.0,
-        generation=recipe.generation,
+        generation=data.generation,
         train_dataset=data.train,
         data_collator=data.collate,
         **common,

@@ -120,7 +120,8 @@ def of_model(recipe: Any, key: str, place: str) -> Problems:
         if problem := _misfit(recipe.task, place, config):
             yield key, f"{place}: {problem}"
             return
-        tokenizer = load_tokenizer(place, "classify" if recipe.task == "classify" else "generate")
+        use: Any = "classify" if recipe.task == "classify" else "generate"
+        tokenizer = load_tokenizer(place, use, recipe.chat_template)
     except HfkitError as error:
         yield key, str(error)
         return

@@ -14,6 +14,7 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicLayer
 
+from hfkit.data.chat import generation_ids
 from hfkit.data.tasks import prompt_ids
 from hfkit.evaluation.batches import Results, dealt, in_batches, padded
 from hfkit.evaluation.decoding import Rules, decode
@@ -48,6 +49,8 @@ def generate(
         generation: arguments of `GenerationConfig`. Greedy where it does not say `do_sample`.
     """
     options = {"do_sample": False, "pad_token_id": tokenizer.pad_token_id, **generation}
+    if model.generation_config.eos_token_id is None:
+        options = {**generation_ids(tokenizer, is_chat=False), **options}
     decoder, rules = plain_decoder(model), rules_of(model, options)
 
     def of_batch(chosen: list[int]) -> list[str]:
@@ -155,7 +158,7 @@ def generation_of(recipe: Any, tokenizer: "PreTrainedTokenizerBase", window: int
     """What `generation:` of a recipe says; where it does not, how much is written and where a chat's answer ends."""
     generation = {"max_new_tokens": min(NEW_TOKENS, window // 2), **recipe.generation}
     if recipe.task == "chat":
-        generation.setdefault("eos_token_id", _ends_of_turn(tokenizer))
+        generation = {**generation_ids(tokenizer, is_chat=True), **generation}
     return generation
 
 
@@ -171,12 +174,3 @@ def write(
     found = generate(model, tokenizer, [prompts[index] for index in kept], batch_size, generation)
     texts = dict(zip(kept, found, strict=True))
     return [texts.get(index, "").strip() for index in range(len(prompts))]
-
-
-def _ends_of_turn(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """The special tokens after an answer, and EOS."""
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    asked = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
-    answered = tokenizer.apply_chat_template(turns, tokenize=False)
-    ids = tokenizer(answered[len(asked) :], add_special_tokens=False)["input_ids"]
-    return sorted({each for each in ids if each in tokenizer.all_special_ids} | {tokenizer.eos_token_id})

@@ -67,7 +67,9 @@ def inputs_of(recipe: Any, rows: list[dict[str, Any]], place: str) -> Inputs:
     Raises:
         HfkitError: if the window has no room for any of them.
     """
-    tokenizer: Any = load_tokenizer(place, "classify" if recipe.task == "classify" else "generate")
+    tokenizer: Any = load_tokenizer(
+        place, "classify" if recipe.task == "classify" else "generate", recipe.chat_template
+    )
     config = load_config(place, recipe.trust_remote_code)
     window, is_whole = window_of(config, tokenizer), config.is_encoder_decoder
     generation: dict[str, Any] = {}
@@ -121,8 +123,8 @@ def _pieces(recipe: Any, rows: list[dict[str, Any]], tokenizer: Any, window: int
         elif is_encoder_decoder:
             found, text = [encode_pair(recipe, row, tokenizer, window)], reference(recipe, row)[0]
         else:
-            example = encode(recipe, row, tokenizer, window)
-            found, text = [example], tokenizer.decode(example.learned_ids, skip_special_tokens=True) if example else ""
+            found = encode(recipe, row, tokenizer, window)
+            text = "".join(tokenizer.decode(each.learned_ids, skip_special_tokens=True) for each in found)
         kept = [each for each in found if each is not None]
         examples += kept
         owners += [index] * len(kept)

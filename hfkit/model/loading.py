@@ -178,6 +178,7 @@ def load_model(
 
 def _with_adapter(model: "PreTrainedModel", place: str) -> Any:
     import peft
+    import transformers
 
     config = peft.PeftConfig.from_pretrained(place)
     config.inference_mode = True
@@ -189,6 +190,8 @@ def _with_adapter(model: "PreTrainedModel", place: str) -> Any:
         raise HfkitError(f"{place}: the adapter does not fit its base: {reason(error)}") from None
     missing = [key for key in found.missing_keys if "lora_" in key or "modules_to_save." in key]
     _check_keys(place, missing, found.unexpected_keys)
+    if (Path(place) / "generation_config.json").is_file():
+        model.generation_config = transformers.GenerationConfig.from_pretrained(place)
     return adapted
 
 

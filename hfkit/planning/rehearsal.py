@@ -157,7 +157,12 @@ def _train(part: Training, precision: str, rows: int, folder: Path, device: torc
             generation={},
         )
         rows_of = SimpleNamespace(
-            train=data, alone=data, validation=data, collate=data.collate, collate_alone=data.collate
+            train=data,
+            alone=data,
+            validation=data,
+            collate=data.collate,
+            collate_alone=data.collate,
+            generation={},
         )
         teacher = None if part.teacher is None else lambda: shapes.build(part.teacher).to(device)  # type: ignore
         decided["torch_compile"] = False

@@ -116,7 +116,7 @@ def _encoded(recipe: Any, texts: Texts, tokens: Tokens | None, length: int) -> t
     """Of examples the lengths, and how many of their tokens are learned on average."""
     if tokens is not None and tokens.tokenizer is not None:
         try:
-            found = [encode(recipe, row, tokens.tokenizer, length) for row in texts.sample[:200]]
+            found = [each for row in texts.sample[:200] for each in encode(recipe, row, tokens.tokenizer, length)]
             kept = [each for each in found if each is not None]
         except (HfkitError, KeyError):
             kept = []

@@ -155,6 +155,7 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     from transformers import set_seed
     from transformers.utils import logging
 
+    from hfkit.data.chat import set_generation_ids
     from hfkit.distillation import checks, report
     from hfkit.distillation.data import training_data
     from hfkit.distillation.student import make_student
@@ -168,7 +169,7 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     # Data
     logging.disable_progress_bar()  # of writing a few files
     checkpoint = on_main("resume", lambda: str(checkpoints.newest(output) or ""))
-    tokenizer = load_tokenizer(checks.tokenizer_place(places))
+    tokenizer = load_tokenizer(checks.tokenizer_place(places), chat_template=recipe.chat_template)
     width = checks.shared_width(recipe, places)
     args = training_arguments(recipe.train, output)
     roof.use_all_cores(args.device)
@@ -179,7 +180,9 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     # Student
     def student() -> Any:
         set_seed(args.seed)
-        return make_student(recipe, places, tokenizer, teacher)
+        model = make_student(recipe, places, tokenizer, teacher)
+        set_generation_ids(model, tokenizer, recipe.task == "chat")
+        return model
 
     # Training
     task_metrics = TaskMetrics(recipe, places["data"], tokenizer, args.per_device_train_batch_size)

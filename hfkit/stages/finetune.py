@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from hfkit.data import corpus
-from hfkit.data.tasks import TaskRecipe, check_answers, check_data, check_room
+from hfkit.data.chat import set_generation_ids
+from hfkit.data.tasks import TaskRecipe, check_answers, check_chats, check_data, check_room
 from hfkit.data.tokenizer import load_tokenizer
 from hfkit.errors import HfkitError
 from hfkit.evaluation import accept
@@ -83,7 +84,7 @@ def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe
         from hfkit.model.loading import load_config
 
         try:
-            tokenizer = load_tokenizer(places["model"])
+            tokenizer = load_tokenizer(places["model"], chat_template=recipe.chat_template)
             config = load_config(places["model"], recipe.trust_remote_code)
         except HfkitError as error:
             yield "model", str(error)
@@ -98,6 +99,8 @@ def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe
         yield "sequence_length", f"must be at most the model's {longest} positions, got {recipe.sequence_length}"
     if not problems:
         yield from check_room(recipe, tokenizer, recipe.sequence_length, recipe.generation.get("max_new_tokens"))
+        if recipe.task == "chat" and tokenizer is not None and is_there(places["data"], recipes.get("data")):
+            yield from check_chats(recipe, places["data"], tokenizer)
 
 
 def external(recipe: Recipe) -> dict[str, Any]:
@@ -168,13 +171,18 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     # Data
     logging.disable_progress_bar()  # of writing a few files
     checkpoint = on_main("resume", lambda: str(checkpoints.newest(output) or ""))
-    tokenizer = load_tokenizer(places["model"])
+    tokenizer = load_tokenizer(places["model"], chat_template=recipe.chat_template)
     length, cache = recipe.sequence_length, output.parent / ".cache"
     on_main("answers", lambda: _check_answers(recipe, places["data"], tokenizer))
     folder = on_main("examples", lambda: str(task_examples(places["data"], recipe, tokenizer, length, cache)))
     splits = {split: Examples(Path(folder), split) for split in corpus.SPLITS}
     counts = splits["train"].counts
     say(f"  {counts['examples']:,} examples, {counts['cut']:,} cut to {length} tokens, {counts['dropped']:,} dropped")
+    if counts["examples"] > counts["rows"]:
+        say(
+            f"  the chat template rewrites earlier turns, so each answer is an example with its own context: "
+            f"{counts['examples']:,} of {counts['rows']:,} chats"
+        )
     say(show_example(splits["train"][0], tokenizer))
 
     # Model
@@ -253,6 +261,8 @@ def _load(recipe: Recipe, place: str, labels: list[str] | None, tokenizer: Any) 
     )
     if recipe.task == "classify":
         model.config.pad_token_id = tokenizer.pad_token_id
+    else:
+        set_generation_ids(model, tokenizer, recipe.task == "chat")
     if recipe.lora is None:
         return model
     return adapters.adapt(model, recipe.lora, recipe.task, recipe.quantization is not None)

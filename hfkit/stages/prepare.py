@@ -12,7 +12,7 @@ import pydantic
 from tqdm import tqdm
 
 from hfkit.data import sources, stdlib
-from hfkit.data.columns import BadRow, Columns, Kind, Row
+from hfkit.data.columns import FIELDS, BadRow, Columns, Kind, Row
 from hfkit.data.sources import Source
 from hfkit.errors import HfkitError, did_you_mean
 from hfkit.manifest import sha256_of
@@ -47,7 +47,8 @@ class Recipe(StageRecipe):
     columns: dict[str, Kind] = pydantic.Field(
         {"text": "text"},
         min_length=1,
-        description="The columns of a row, each text, texts (a list), label (a class) or messages (a chat).",
+        description="The columns of a row, each text, texts (a list), label (a class), messages (a chat) or tools "
+        "(what the assistant of a chat may call, as JSON schemas).",
     )
     labels: list[str] | None = pydantic.Field(
         None, min_length=1, description="Names of the classes: others are refused, numbers are places in this list."
@@ -175,8 +176,9 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     _check_bad_rows(bad_rows, kept.total() + dropped.total(), recipe.bad_rows)
     for split in SPLITS:
         if not kept[split]:
+            lost = ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items()) if count)
             raise HfkitError(
-                f"{split}: no rows ({kept.total()} in all); give more data"
+                f"{split}: no rows ({kept.total()} in all{f'; dropped: {lost}' if lost else ''}); give more data"
                 + (", or cut them smaller with `document: passage`" if kept.total() else "")
             )
     metrics: dict[str, Any] = {
@@ -190,6 +192,10 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     }
     for split in SPLITS:
         say(f"  {split:<10} {kept[split]:>9,} rows  {size[split] / 1e6:9.2f} MB")
+    if columns.left_out:
+        fields = ", ".join(f"{name} ({count:,})" for name, count in columns.left_out.most_common())
+        say(f"  WARNING: messages hold fields that are not kept: {fields}")
+        metrics["left_out"] = dict(columns.left_out)
     say("  dropped    " + (", ".join(f"{dropped[reason]:,} {reason}" for reason in metrics["dropped"]) or "nothing"))
     return metrics
 
@@ -200,18 +206,21 @@ def _printable(text: str) -> str:
 
 
 def _cleaned(value: Any, repair: bool) -> Any:
-    """A text, list of texts or list of messages with every text clean."""
+    """A value with every text in it clean."""
     if isinstance(value, str):
         return clean(value, repair)
-    return [
-        {**each, "content": clean(each["content"], repair)} if isinstance(each, dict) else clean(each, repair)
-        for each in value
-    ]
+    if isinstance(value, dict):
+        return {name: _cleaned(each, repair) for name, each in value.items()}
+    return [_cleaned(each, repair) for each in value] if isinstance(value, list) else value
 
 
 def _texts_of(value: Any) -> Iterator[str]:
+    """The texts of a value that must not be empty; of a message what it says, or else the tools that it calls."""
     for each in [value] if isinstance(value, str) else value:
-        yield each["content"] if isinstance(each, dict) else each
+        if isinstance(each, str):
+            yield each
+        elif "role" in each:
+            yield each["content"] if each["content"].strip() else json.dumps(each.get("tool_calls", ""))[1:-1]
 
 
 def _digest(text: str) -> bytes:
@@ -262,6 +271,18 @@ def _check_bad_rows(bad_rows: list[BadRow], total: int, allowed: BadRows | None)
     )
 
 
+def _stored(value: Any, kind: Kind) -> Any:
+    """A value as Parquet holds it: what tools take, and what they are called with, has any shape and so is JSON."""
+    if kind == "tools":
+        return json.dumps(value, ensure_ascii=False)
+    if kind != "messages":
+        return value
+    return [
+        {name: each if isinstance(each, str) else json.dumps(each, ensure_ascii=False) for name, each in turn.items()}
+        for turn in value
+    ]
+
+
 class ParquetWriters:
     """One Parquet file a split, written in batches so that memory does not grow with the data."""
 
@@ -272,13 +293,15 @@ class ParquetWriters:
         import pyarrow.parquet
 
         self.pyarrow = pyarrow
-        message = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
+        message = pyarrow.struct([(name, pyarrow.string()) for name in ("role", "content", *FIELDS)])
         types = {
             "text": pyarrow.large_string(),
             "texts": pyarrow.list_(pyarrow.large_string()),
             "label": pyarrow.string(),
             "messages": pyarrow.list_(message),
+            "tools": pyarrow.large_string(),
         }
+        self.kinds = kinds
         self.schema = pyarrow.schema([(name, types[kind]) for name, kind in kinds.items()] + [("source", "string")])
         self.files = {
             split: pyarrow.parquet.ParquetWriter(folder / f"{split}.parquet", self.schema, compression="zstd")
@@ -288,7 +311,8 @@ class ParquetWriters:
         self.waiting = Counter[str]()
 
     def write(self, split: str, row: Row, length: int) -> None:
-        self.rows[split].append({**row.values, "source": row.origin})
+        values = {name: _stored(value, self.kinds[name]) for name, value in row.values.items()}
+        self.rows[split].append({**values, "source": row.origin})
         self.waiting[split] += length
         if self.waiting[split] >= self.BATCH_BYTES:
             self._flush(split)

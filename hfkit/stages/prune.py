@@ -162,8 +162,9 @@ def _prune(recipe: Recipe, places: dict[str, str], rows: list[dict[str, Any]], o
     if known.get("made_of") == made_of:
         return known["facts"]
     shutil.rmtree(folder, ignore_errors=True)  # half made, or of a recipe that was changed since
-    with manifest.new_folder(folder) as work, whole(places["model"], recipe.task, output) as (place, drift):
-        tokenizer: Any = load_tokenizer(place, "classify" if recipe.task == "classify" else "generate")
+    with manifest.new_folder(folder) as work, whole(places["model"], recipe, output) as (place, drift):
+        use: Any = "classify" if recipe.task == "classify" else "generate"
+        tokenizer: Any = load_tokenizer(place, use, recipe.chat_template)
         tokens = None
         if recipe.pruning.needs_data:
             texts = calibration.texts_of(recipe, places, rows)

@@ -110,8 +110,9 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     texts = list(islice(found, recipe.calibration_rows))
 
     # The model
-    with whole(places["model"], recipe.task, output) as (place, drift):
-        tokenizer = load_tokenizer(place, "classify" if recipe.task == "classify" else "generate")
+    with whole(places["model"], recipe, output) as (place, drift):
+        use: Any = "classify" if recipe.task == "classify" else "generate"
+        tokenizer = load_tokenizer(place, use, recipe.chat_template)
         facts = quantization.quantize(place, output, recipe, texts, tokenizer)
     modules, left = len(facts["quantized_modules"]), facts["whole_modules"]
     say(f"  {modules} matrices quantized; whole: {', '.join(left) or 'none'}")

@@ -10,6 +10,7 @@ import pydantic
 from tqdm import tqdm
 
 from hfkit.data import corpus
+from hfkit.data.chat import TEMPLATES
 from hfkit.errors import HfkitError
 from hfkit.planning.work import Chore, Known, Texts, Tokens, Work
 from hfkit.ranks import say
@@ -25,16 +26,6 @@ TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 SPECIAL_TOKENS = [PAD, BOS, EOS, UNK, TURN_START, TURN_END]
 REPORT_BYTES = 2_000_000
 LOADING, GROWTH = 1.0, 0.7  # of a plan: seconds around the training, whose time grows with the text to this power
-
-# ChatML. The generation markers let transformers mask everything but the assistant's turns.
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' }}"
-    "{% if message['role'] == 'assistant' %}"
-    "{% generation %}{{ message['content'] | trim + '<|im_end|>' }}{% endgeneration %}"
-    "{% else %}{{ message['content'] | trim + '<|im_end|>' }}{% endif %}{{ '\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
 
 
 class Recipe(StageRecipe):
@@ -119,7 +110,7 @@ def wrapped(backend: "Tokenizer") -> "PreTrainedTokenizerFast":
         additional_special_tokens=[TURN_START, TURN_END],
         clean_up_tokenization_spaces=False,
     )
-    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.chat_template = TEMPLATES["chatml"]
     return tokenizer
 
 

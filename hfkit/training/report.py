@@ -86,6 +86,8 @@ def _save_files(
         model.save_pretrained(work, state_dict=weights)
     if isinstance(model, PeftModel) and model.active_peft_config.task_type == TaskType.SEQ_CLS:
         model.config.save_pretrained(work)  # with the names of the classes, which the base does not have
+    elif isinstance(model, PeftModel):
+        model.generation_config.save_pretrained(work)  # with the end of a turn, which the base does not have
     tokenizer.save_pretrained(work)
     manifest.sync_tree(work)
     size = 0
