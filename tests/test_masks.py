@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers.pytorch_utils import Conv1D
 
 from hfkit.compression.calibration import calibration_rows, prune_weights, sparsity_of
 from hfkit.compression.masks import Sparsity, magnitude, parse_sparsity, sparsegpt, wanda
@@ -200,6 +201,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "llama": lambda: transformers.LlamaConfig(**SIZES, attn_implementation="eager"),
     "sliding": lambda: transformers.Qwen3Config(**SIZES, **SLIDING, head_dim=8),
     "gpt_neox": lambda: transformers.GPTNeoXConfig(**SIZES),
+    "gpt2": lambda: transformers.GPT2Config(vocab_size=61, n_embd=32, n_layer=3, n_head=4, n_positions=64),
 }
 each_model = pytest.mark.parametrize("kind", CONFIGS)
 ROWS = torch.randint(3, 61, (7, 12), generator=torch.Generator().manual_seed(0))
@@ -223,12 +225,13 @@ def test_all_matrices_of_the_layers_and_nothing_else(kind: str, method: str, dty
     prune_weights(model, None if method == "magnitude" else ROWS, method, TWO_OF_FOUR, batch_size=3)
     shares = sparsity_of(model)
     in_layers = {f"{name}.weight" for name in shares}
-    assert set(shares.values()) == {0.5} and len(shares) == 3 * (4 if kind == "gpt_neox" else 7)
+    assert set(shares.values()) == {0.5} and len(shares) == 3 * (4 if kind.startswith("gpt") else 7)
     for name, weight in model.state_dict().items():
         assert weight.dtype == before[name].dtype
         assert torch.equal(weight, before[name]) != (name in in_layers), name
         if name in in_layers:
-            assert set((weight.view(-1, 4) != 0).sum(1).tolist()) == {2}
+            groups = (weight.T if kind == "gpt2" else weight).reshape(-1, 4)  # of inputs, which are rows in a Conv1D
+            assert set((groups != 0).sum(1).tolist()) == {2}
     assert model.training and not model.base_model._forward_pre_hooks
     assert not any(module._forward_pre_hooks for module in model.modules())
 
@@ -238,19 +241,21 @@ def wanda_by_whole_passes(kind: str, is_pruned_before: bool) -> dict[str, Tensor
     """What wanda makes of a model whose whole forward pass is run anew for each layer."""
     model = model_of(kind).eval()
     looked_at = model if is_pruned_before else copy.deepcopy(model)
-    for layer, seen in zip(model.base_model.layers, looked_at.base_model.layers, strict=True):
+    layers, all_seen = (getattr(each.base_model, "h" if kind == "gpt2" else "layers") for each in (model, looked_at))
+    for layer, seen in zip(layers, all_seen, strict=True):
         inputs: dict[str, Tensor] = {}
 
         def note(name: str, _: nn.Module, args: tuple[Tensor], inputs: dict[str, Tensor] = inputs) -> None:
             inputs[name] = args[0].flatten(0, 1)
 
-        linears = {name: each for name, each in seen.named_modules() if isinstance(each, nn.Linear)}
+        linears = {name: each for name, each in seen.named_modules() if isinstance(each, (nn.Linear, Conv1D))}
         hooks = [each.register_forward_pre_hook(partial(note, name)) for name, each in linears.items()]
         looked_at(ROWS, use_cache=False)
         for hook in hooks:
             hook.remove()
         for name, seen_inputs in inputs.items():
             weight = layer.get_submodule(name).weight
+            weight = weight.T if kind == "gpt2" else weight
             weight.mul_(wanda(weight, seen_inputs.norm(dim=0), HALF))
     return model.state_dict()
 
@@ -277,9 +282,10 @@ def test_a_classifier_keeps_its_head() -> None:
 
 
 def test_models_that_cannot_be_pruned_are_refused() -> None:
-    config = transformers.GPT2Config(vocab_size=61, n_embd=32, n_layer=3, n_head=4, bos_token_id=1, eos_token_id=2)
-    with pytest.raises(HfkitError, match="type gpt2 has no nn.Linear in its layers"):
-        prune_weights(transformers.AutoModelForCausalLM.from_config(config), ROWS, "wanda", HALF)
+    model = model_of("gpt2")
+    model.transformer.h = nn.ModuleList(nn.Identity() for _ in range(3))
+    with pytest.raises(HfkitError, match="type gpt2 has no linear maps in its layers"):
+        prune_weights(model, ROWS, "wanda", HALF)
     model = model_of("hfkit")
     model.model.layers[1].input_layernorm.weight.data[3] = float("inf")
     with pytest.raises(HfkitError, match="the inputs of self_attn.q_proj are not finite"):

@@ -14,12 +14,23 @@ import pytest
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, TorchAoConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    TorchAoConfig,
+)
 
 from hfkit.compression import calibration, quantization
 from hfkit.errors import HfkitError
 from hfkit.model import HfkitConfig, HfkitForCausalLM
 from hfkit.model.loading import load_model
+from hfkit.planning import parts
+from hfkit.planning.work import Model
 from tests.test_distill import DISTILL
 from tests.test_evaluate import EVALUATE
 from tests.test_finetune import prepared, problems, run, there  # noqa: F401 fixtures
@@ -185,6 +196,45 @@ def test_a_stock_model_with_a_head_of_its_own(recipe: Path) -> None:
     with torch.no_grad():
         plain, here = stock(IDS).logits, made(IDS).logits.float()
     assert difference(here, plain) < 0.3 * plain.std()
+
+
+@pytest.fixture
+def gpt2(recipe: Path) -> str:
+    """A model whose matrices are `Conv1D`, (inputs, outputs)."""
+    tokenizer = AutoTokenizer.from_pretrained("runs/pretrain")
+    torch.manual_seed(0)
+    sizes = {"vocab_size": len(tokenizer), "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64}
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    GPT2LMHeadModel(GPT2Config(**sizes, **ids)).save_pretrained("runs/gpt2")
+    tokenizer.save_pretrained("runs/gpt2")
+    return "runs/gpt2"
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_conv1d_is_quantized_like_any_matrix(gpt2: str, name: str) -> None:
+    facts = quantize(gpt2, "runs/small", SCHEMES[name])
+    names = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    assert set(facts["quantized_modules"]) == {f"transformer.h.{layer}.{each}" for layer in range(2) for each in names}
+    assert facts["whole_modules"] == ["lm_head"]
+    assert facts["promised_bytes"] * 0.9 < facts["weight_bytes"] <= facts["promised_bytes"] * 1.02
+    model = Model(AutoConfig.from_pretrained(gpt2), None, method="bitsandbytes", quantization=SCHEMES[name])
+    assert parts.weight_bytes(model) == facts["promised_bytes"]
+    assert difference(logits("runs/small"), logits(gpt2)) < 0.15 * logits(gpt2).std().item()
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_a_dequantized_conv1d_is_saved_as_what_it_was(gpt2: str, name: str) -> None:
+    quantize(gpt2, "runs/small", SCHEMES[name])
+    load_model("runs/small", dequantize=True).save_pretrained("runs/whole")
+    assert AutoConfig.from_pretrained("runs/whole").to_dict().get("quantization_config") is None
+    assert difference(logits("runs/whole"), logits(gpt2)) < 0.15 * logits(gpt2).std().item()
+
+
+def test_a_method_that_leaves_conv1d_whole_is_refused_before(gpt2: str) -> None:
+    asked = SimpleNamespace(method="torchao", task="text", trust_remote_code=False, quantization={})
+    assert [*quantization.problems_with(asked, "runs/pretrain")] == []
+    rule = "torchao takes nn.Linear alone, and beside its head a model of type gpt2 has Conv1D; use bitsandbytes"
+    assert [*quantization.problems_with(asked, gpt2)] == [("method", rule)]
 
 
 def test_evaluate_and_distill_take_the_folder(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from hfkit.data import corpus
 from hfkit.data.tasks import fill, reference
 from hfkit.errors import HfkitError
 from hfkit.model.heads import decoder_of
+from hfkit.model.matrices import matrices_of, weight_of
 from hfkit.ranks import is_main
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def prune_weights(
     sparsity: Sparsity,
     batch_size: int = 8,
 ) -> None:
-    """Set weights of every `nn.Linear` in the decoder's layers to zero, in place.
+    """Set weights of every matrix in the decoder's layers to zero, in place.
 
     Embeddings and heads stay as they are. A layer sees what the layers before it, which are pruned, make of the rows;
     its own matrices see what the layer does before it is pruned.
@@ -95,40 +96,38 @@ def prune_weights(
         HfkitError: if the layers have no such matrices, the pattern does not fit one, or its inputs are not finite.
     """
     layers = model.get_submodule(layers_name(model))
-    if not any(_linears(layer) for layer in layers):
-        what = f"a model of type {model.config.model_type} has no nn.Linear in its layers"
+    if not any(matrices_of(layer) for layer in layers):
+        what = f"a model of type {model.config.model_type} has no linear maps in its layers"
         raise HfkitError(f"method: {what}; drop layers instead")
     was_training = model.training
     model.eval()
     bar = tqdm(layers, f"pruning by {method}", unit="layer", leave=False, mininterval=1, disable=not is_main())
     if method == "magnitude":
         for layer in bar:
-            for linear in _linears(layer).values():
-                linear.weight.masked_fill_(~magnitude(linear.weight, sparsity), 0)
+            for matrix in matrices_of(layer).values():
+                weight = weight_of(matrix)
+                weight.masked_fill_(~magnitude(weight, sparsity), 0)
     else:
         assert rows is not None, f"{method} looks at inputs"
         calls = LayerCalls(model, rows, batch_size)
         for layer in bar:
-            linears = _linears(layer)
-            statistics = _input_statistics(linears, method == "sparsegpt", calls.run)
-            for name, linear in linears.items():
+            matrices = matrices_of(layer)
+            statistics = _input_statistics(matrices, method == "sparsegpt", calls.run)
+            for name, matrix in matrices.items():
+                weight = weight_of(matrix)
                 if method == "sparsegpt":
-                    linear.weight.copy_(sparsegpt(linear.weight, statistics[name], sparsity)[0])
+                    weight.copy_(sparsegpt(weight, statistics[name], sparsity)[0])
                 else:
-                    kept = wanda(linear.weight, statistics[name].sqrt(), sparsity)
-                    linear.weight.masked_fill_(~kept, 0)
+                    weight.masked_fill_(~wanda(weight, statistics[name].sqrt(), sparsity), 0)
             calls.go_on()
     model.train(was_training)
 
 
 def sparsity_of(model: "PreTrainedModel") -> dict[str, float]:
-    """The share of weights that are exactly 0, by the name of each `nn.Linear` in the decoder's layers."""
+    """The share of weights that are exactly 0, by the name of each matrix in the decoder's layers."""
     prefix = layers_name(model)
-    linears = _linears(model.get_submodule(prefix))
-    return {
-        f"{prefix}.{name}": 1 - int(linear.weight.count_nonzero()) / linear.weight.numel()
-        for name, linear in linears.items()
-    }
+    weights = {name: weight_of(matrix) for name, matrix in matrices_of(model.get_submodule(prefix)).items()}
+    return {f"{prefix}.{name}": 1 - int(weight.count_nonzero()) / weight.numel() for name, weight in weights.items()}
 
 
 class LayerCalls:
@@ -186,12 +185,8 @@ def _calls(model: "PreTrainedModel", layers: Sequence[nn.Module], ids: Tensor) -
     return calls
 
 
-def _linears(module: nn.Module) -> dict[str, nn.Linear]:
-    return {name: each for name, each in module.named_modules() if isinstance(each, nn.Linear)}
-
-
 def _input_statistics(
-    linears: dict[str, nn.Linear], is_gram: bool, run: Callable[[], Iterator[Tensor]]
+    matrices: dict[str, nn.Module], is_gram: bool, run: Callable[[], Iterator[Tensor]]
 ) -> dict[str, Tensor]:
     """Of the inputs X (tokens, inputs) of each matrix while `run` runs: X^T X, or the sums of its squares (inputs,).
 
@@ -210,10 +205,10 @@ def _input_statistics(
             found[name].add_(inputs.square().sum(0))
 
     hooks = []
-    for name, linear in linears.items():
-        sizes = (linear.in_features,) * (2 if is_gram else 1)
-        found[name] = torch.zeros(sizes, device=linear.weight.device)
-        hooks.append(linear.register_forward_pre_hook(partial(add, name)))
+    for name, matrix in matrices.items():
+        weight = weight_of(matrix)  # (outputs, inputs)
+        found[name] = torch.zeros(weight.shape[1:] * (2 if is_gram else 1), device=weight.device)
+        hooks.append(matrix.register_forward_pre_hook(partial(add, name)))
     for _ in run():
         pass
     for hook in hooks:

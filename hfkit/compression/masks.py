@@ -1,7 +1,7 @@
 """Which weights of a matrix are set to zero, as functions of tensors without state.
 
-A matrix is (outputs, inputs), as of `nn.Linear`. All compute in float32, whatever the dtype of the weights. Of weights
-that count alike the first are kept.
+A matrix is (outputs, inputs), as of `nn.Linear`, with whatever strides. All compute in float32, whatever the dtype of
+the weights. Of weights that count alike the first are kept.
 """
 
 import re
@@ -102,7 +102,7 @@ def sparsegpt(
     _check_groups(inputs, sparsity)
     step = sparsity.group or block_size  # columns that are decided at once
     block_size = -(-block_size // step) * step
-    new = weight.detach().float().clone()
+    new = weight.detach().float().clone(memory_format=torch.contiguous_format)
     kept = torch.ones_like(new, dtype=torch.bool)
     upper = _inverse_factor(gram.float(), damping)
     diagonal, is_alive = upper.diagonal(), gram.diagonal() > 0

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
 
 from hfkit.compression.calibration import prune_weights, sparsity_of
 from hfkit.compression.importance import activation_importance, layers_to_drop
@@ -16,6 +15,7 @@ from hfkit.distillation.checks import of_layers
 from hfkit.distillation.settings import OF_LAYERS
 from hfkit.manifest import is_adapter
 from hfkit.model.loading import auto_class_of, load_config
+from hfkit.model.matrices import matrices_of, weight_of
 from hfkit.model.quantized import empty_model
 
 
@@ -61,10 +61,10 @@ def _check_losses(recipe: Any, teacher: Any) -> Iterator[tuple[str, str]]:
 
 def _check_groups(recipe: Any, config: Any, group: int) -> Iterator[tuple[str, str]]:
     empty = empty_model(config, auto_class_of(config, recipe.task), recipe.trust_remote_code)
-    for name, module in empty.get_submodule(layers_name(empty)).named_modules():
-        if isinstance(module, nn.Linear) and module.in_features % group:
+    for name, matrix in matrices_of(empty.get_submodule(layers_name(empty))).items():
+        if (inputs := weight_of(matrix).shape[1]) % group:
             rule = f"{recipe.pruning.sparsity} needs matrices whose inputs are a multiple of {group}"
-            yield "pruning.sparsity", f"{rule}, and {name} has {module.in_features}; use a share such as 0.5"
+            yield "pruning.sparsity", f"{rule}, and {name} has {inputs}; use a share such as 0.5"
             return
 
 

@@ -14,6 +14,7 @@ from transformers.quantizers.base import HfQuantizer
 from hfkit.errors import HfkitError, did_you_mean, reason
 from hfkit.manifest import is_adapter
 from hfkit.model.loading import auto_class_of, load_config, load_model
+from hfkit.model.matrices import MATRICES, matrices_of, weight_of
 from hfkit.model.quantized import bitsandbytes_config, empty_model, quantized_modules, whole_modules
 
 PACKAGES = {"gptq": ("gptqmodel", "optimum"), "hqq": ("hqq",), "torchao": ("torchao",)}
@@ -34,9 +35,10 @@ class Scheme(NamedTuple):
     group_bytes: float
     matrix_bytes: int
 
-    def bytes_of(self, linear: nn.Linear) -> float:
-        groups = linear.out_features * -(-linear.in_features // (self.group or linear.in_features))
-        return linear.weight.numel() * self.bits / 8 + groups * self.group_bytes + self.matrix_bytes
+    def bytes_of(self, matrix: nn.Module) -> float:
+        outputs, inputs = weight_of(matrix).shape
+        groups = outputs * -(-inputs // (self.group or inputs))
+        return outputs * inputs * self.bits / 8 + groups * self.group_bytes + self.matrix_bytes
 
 
 def scheme_of(method: str, options: dict[str, Any]) -> Scheme:
@@ -86,8 +88,18 @@ def problems_with(recipe: Any, place: str) -> Iterator[tuple[str, str]]:
     config = load_config(place, recipe.trust_remote_code)
     if not is_adapter(place) and getattr(config, "quantization_config", None) is not None:
         yield "model", f"{place}: is quantized already; name the model that it was made from"
+        return
+    empty = empty_model(config, auto_class_of(config, recipe.task), recipe.trust_remote_code)
+    whole = whole_modules(empty)
+    matrices = [matrix for name, matrix in matrices_of(empty).items() if name not in whole]
+    takes = MATRICES if recipe.method in ("bitsandbytes", "gptq") else (nn.Linear,)
+    if not any(isinstance(matrix, takes) for matrix in matrices):
+        kinds = ", ".join(sorted({type(matrix).__name__ for matrix in matrices})) or "no linear maps"
+        rule = (
+            f"{recipe.method} quantizes nn.Linear alone, and beside its head a model of type {config.model_type} has"
+        )
+        yield "method", f"{rule} {kinds}; use bitsandbytes"
     elif recipe.method == "bitsandbytes":
-        empty = empty_model(config, auto_class_of(config, recipe.task), recipe.trust_remote_code)
         try:
             bitsandbytes_config(recipe.quantization, empty)
         except HfkitError as error:
@@ -113,7 +125,7 @@ def quantize(place: str, output: Path, recipe: Any, texts: list[str], tokenizer:
     settings = _settings(method, recipe.quantization, empty, tokenizer, texts)
     model: Any = load_model(place, recipe.task, dtype=torch.bfloat16, quantization=settings, trust_remote_code=trust)
     done = quantized_modules(model)
-    left = [name for name, module in empty.named_modules() if isinstance(module, nn.Linear) and name not in done]
+    left = [name for name in matrices_of(empty) if name not in done]
     if not done:
         raise HfkitError(f"method: {method} left every matrix of {place} whole; use another method")
     if heads := sorted(set(done) & set(whole_modules(empty))):

@@ -143,7 +143,7 @@ def load_model(
     Raises:
         HfkitError: if weights are missing or left over, or the adapter does not fit.
     """
-    from hfkit.model.quantized import bitsandbytes_config, empty_model
+    from hfkit.model.quantized import bitsandbytes_config, dequantized, empty_model
 
     config = load_config(place, trust_remote_code)
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
@@ -171,8 +171,7 @@ def load_model(
     left_over = [key for key in found["unexpected_keys"] if task != "classify" or not key.startswith("lm_head.")]
     _check_keys(base, missing, [*left_over, *map(str, found["mismatched_keys"])])
     if dequantize and getattr(model.config, "quantization_config", None) is not None:
-        model = model.dequantize().float()
-        model._weight_conversions = None  # of quantized files, which would fail where this model is saved
+        model = dequantized(model)
     return _with_adapter(model, place) if is_adapter(place) else model
 
 

@@ -4,9 +4,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import get_keys_to_not_convert
 
 from hfkit.errors import HfkitError
+from hfkit.model.matrices import MATRICES, as_conv1d, matrices_of, weight_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -50,11 +52,11 @@ def _check_blocks(model: "PreTrainedModel", skipped: set[str]) -> None:
     from bitsandbytes.functional import has_avx512bf16
 
     rows = TILE if has_avx512bf16() else 1
-    for name, module in model.named_modules():
-        is_left_out = any(part in skipped for part in (name, name.split(".")[-1]))
-        if not isinstance(module, nn.Linear) or is_left_out:
+    for name, matrix in matrices_of(model).items():
+        if any(part in skipped for part in (name, name.split(".")[-1])):
             continue
-        for size, unit, what in ((module.in_features, BLOCK, "inputs"), (module.out_features, rows, "outputs")):
+        outputs, inputs = weight_of(matrix).shape
+        for size, unit, what in ((inputs, BLOCK, "inputs"), (outputs, rows, "outputs")):
             if size % unit:
                 raise HfkitError(
                     f"quantization: {name} has {size} {what}, and 4-bit weights on this CPU need a multiple of "
@@ -67,7 +69,7 @@ def quantized_modules(model: nn.Module) -> list[str]:
     return [
         name
         for name, module in model.named_modules()
-        if (isinstance(module, nn.Linear) or "Linear" in type(module).__name__) and not _is_whole(module)
+        if (isinstance(module, MATRICES) or "Linear" in type(module).__name__) and not _is_whole(module)
     ]
 
 
@@ -76,3 +78,13 @@ def _is_whole(module: nn.Module) -> bool:
     own, whatever the type of the numbers that they pack."""
     weight = getattr(module, "weight", None)
     return type(weight) is nn.Parameter and weight.is_floating_point()
+
+
+def dequantized(model: "PreTrainedModel") -> "PreTrainedModel":
+    """Return a quantized model with plain float32 weights, which saves as the model that it was made from."""
+    turned = [name for name, each in model.named_modules() if issubclass(getattr(each, "source_cls", object), Conv1D)]
+    model = model.dequantize().float()
+    for name in turned:  # bitsandbytes gives back nn.Linear for whatever it has replaced
+        model.set_submodule(name, as_conv1d(model.get_submodule(name)))
+    model._weight_conversions = None  # of quantized files, which would fail where this model is saved
+    return model

@@ -12,6 +12,7 @@ from torch.func import functional_call
 from hfkit.compression.quantization import promised_bytes, scheme_of
 from hfkit.model.heads import decoder_of
 from hfkit.model.loading import auto_class_of
+from hfkit.model.matrices import matrices_of
 from hfkit.model.quantized import whole_modules
 from hfkit.planning.work import Model
 from hfkit.training.adapters import adapt
@@ -100,7 +101,7 @@ def _weight_bytes(model: Model, made: Any) -> float:
         return total
     bare = made if model.lora is None else made.get_base_model()
     whole = whole_modules(bare)
-    linears = [name for name, each in bare.named_modules() if isinstance(each, torch.nn.Linear) and name not in whole]
+    linears = [name for name in matrices_of(bare) if name not in whole]
     try:
         promised = promised_bytes(bare, linears, scheme_of(model.method, model.quantization))
     except (KeyError, AttributeError, ValueError):  # layers under an adapter, or a format that is not known
