@@ -95,9 +95,7 @@ def problems_with(recipe: Any, place: str) -> Iterator[tuple[str, str]]:
     takes = MATRICES if recipe.method in ("bitsandbytes", "gptq") else (nn.Linear,)
     if not any(isinstance(matrix, takes) for matrix in matrices):
         kinds = ", ".join(sorted({type(matrix).__name__ for matrix in matrices})) or "no linear maps"
-        rule = (
-            f"{recipe.method} quantizes nn.Linear alone, and beside its head a model of type {config.model_type} has"
-        )
+        rule = f"{recipe.method} takes nn.Linear alone, and beside its head a model of type {config.model_type} has"
         yield "method", f"{rule} {kinds}; use bitsandbytes"
     elif recipe.method == "bitsandbytes":
         try:
