@@ -17,7 +17,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 ROUNDS = 5
-OPTIONS = ["train.max_steps=1", "train.torch_compile=false", "train.save_strategy=no", "train.eval_strategy=no"]
+OPTIONS = [
+    "train.max_steps=1",
+    "train.logging_steps=1",
+    "train.torch_compile=false",
+    "train.save_strategy=no",
+    "train.eval_strategy=no",
+]
 # The same step with the libraries alone: the launcher, the imports, a model of that size, Trainer, one step.
 PEER = """
 import os, time, torch
@@ -60,7 +66,7 @@ def main() -> None:
         ours, peers = [], []
         for _ in range(ROUNDS):
             shutil.rmtree(folder / "runs/pretrain")
-            ours.append(seconds_to("1/1 [", hfkit, folder))
+            ours.append(seconds_to("step 1/1", hfkit, folder))
             peers.append(seconds_to("FIRST STEP", ["accelerate", "launch", "peer.py"], folder))
         result = {
             "command_to_first_step": statistics.median(ours),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hfkit import __version__, stopping
 from hfkit.errors import HfkitError
+from hfkit.ranks import is_main, is_terminal
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.warnoptions:
         warnings.simplefilter("ignore", FutureWarning)  # is for those who write the libraries' callers
+    if not is_terminal():  # neither are the libraries' bars for a log file
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers follows it
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     try:
         with stopping.handled():
             _do(options, [*options.overrides, *rest] if takes_overrides else [])
@@ -71,8 +75,6 @@ def _do(options: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def _fail(problems: Sequence[str], exit_code: int) -> int:
-    from hfkit.ranks import is_main
-
     if is_main():
         for problem in problems:
             print(f"error: {problem}", file=sys.stderr)

@@ -5,6 +5,7 @@ import math
 import os
 from pathlib import Path
 
+SPIN_COUNT = 2000
 CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 

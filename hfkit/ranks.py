@@ -5,6 +5,7 @@ import datetime
 import functools
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -34,6 +35,11 @@ def say(text: str = "") -> None:
     """Print on the main process."""
     if is_main():
         print(text, flush=True)
+
+
+def is_terminal() -> bool:
+    """Whether somebody watches, so that bars may be drawn: they go to the standard error."""
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def on_main(name: str, function: Callable[[], Result]) -> Result:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from hfkit.bars import Bar
 from hfkit.compression.masks import Sparsity, magnitude, sparsegpt, wanda
 from hfkit.compression.structure import layers_name
 from hfkit.data import corpus
@@ -15,7 +15,6 @@ from hfkit.data.tasks import fill, reference
 from hfkit.errors import HfkitError
 from hfkit.model.heads import decoder_of
 from hfkit.model.matrices import matrices_of, weight_of
-from hfkit.ranks import is_main
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -101,7 +100,7 @@ def prune_weights(
         raise HfkitError(f"method: {what}; drop layers instead")
     was_training = model.training
     model.eval()
-    bar = tqdm(layers, f"pruning by {method}", unit="layer", leave=False, mininterval=1, disable=not is_main())
+    bar = Bar(layers, f"pruning by {method}", unit=" layers")
     if method == "magnitude":
         for layer in bar:
             for matrix in matrices_of(layer).values():

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from hfkit import manifest
+from hfkit.bars import Bar
 from hfkit.data import corpus
 from hfkit.data.packing import IGNORED
 from hfkit.data.tasks import TaskRecipe, encode
 from hfkit.errors import HfkitError
-from hfkit.ranks import is_main
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -161,7 +160,7 @@ def _encode_split(
     """Write one split's files. Returns its counts."""
     starts, classes = [0], list[int]()
     counts = {"rows": 0, "examples": 0, "cut": 0, "dropped": 0, "learned_tokens": 0, "bytes": 0}
-    rows = tqdm(corpus.rows(place, split), f"encoding {split}", leave=False, mininterval=1, disable=not is_main())
+    rows = Bar(corpus.rows(place, split), f"encoding {split}")
     with (work / f"{split}.ids").open("wb") as ids_file, (work / f"{split}.learned").open("wb") as learned_file:
         for number, values in enumerate(rows, 1):
             try:

@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from hfkit import manifest
+from hfkit.bars import Bar
 from hfkit.data import corpus
 from hfkit.errors import HfkitError
-from hfkit.ranks import is_main
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -161,7 +160,7 @@ def _tokenize(
 ) -> Iterator[np.ndarray]:
     """Each document as ids between its BOS and its EOS. `counts` grows by the documents and bytes of text seen."""
     before = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
-    with tqdm(desc=title, unit="B", unit_scale=True, mininterval=1, disable=not is_main()) as bar:
+    with Bar(desc=title, unit="B", unit_scale=True, leave=True) as bar:
         for batch, size in _batches(texts):
             for encoding in tokenizer.backend_tokenizer.encode_batch_fast(batch, add_special_tokens=False):
                 yield np.array([*before, *encoding.ids, tokenizer.eos_token_id])

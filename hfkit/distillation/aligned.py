@@ -10,17 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from hfkit import manifest
+from hfkit.bars import Bar
 from hfkit.data import corpus
 from hfkit.data.examples import pad
 from hfkit.data.packing import IGNORED
 from hfkit.data.tasks import fill
 from hfkit.distillation.vocabulary import aligned, ids_before
 from hfkit.errors import HfkitError
-from hfkit.ranks import is_main
 
 MOST_CHARACTERS = 16  # a token, looked at for a row: a document would else be tokenized once a row
 FILES = ("ids", "learned", "partner", "teacher_ids", "starts")
@@ -94,7 +93,7 @@ def aligned_rows(
         return folder
     files: dict[str, list[Any]] = {name: [] for name in FILES}
     starts = [(0, 0)]
-    rows = tqdm(corpus.rows(place, "train"), "aligning train", leave=False, mininterval=1, disable=not is_main())
+    rows = Bar(corpus.rows(place, "train"), "aligning train")
     for values in rows:
         for ids, teacher_ids, pairs, learned_from in _texts(recipe, values, tokenizer, teacher_tokenizer):
             partner = np.full(len(ids), -1)

@@ -32,9 +32,9 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.numpy import save
-from tqdm import tqdm
 
 from hfkit import manifest
+from hfkit.bars import Bar
 from hfkit.cores import usable_cores
 from hfkit.data.packing import IGNORED
 from hfkit.distillation.cached_rows import TARGETS, Rows, RowsWithTargets, shard_path
@@ -175,7 +175,7 @@ def _make_shards(
 ) -> None:
     spans = {index: range(plan.row_count)[index * plan.shard_rows :][: plan.shard_rows] for index in indices}
     total = plan.sequence_length * sum(map(len, spans.values()))
-    with tqdm(desc="teacher", total=total, unit="tok", unit_scale=True, mininterval=1, disable=not is_main()) as bar:
+    with Bar(desc="teacher", total=total, unit="tok", unit_scale=True, leave=True) as bar:
         for index, span in spans.items():
             # Seeded by the shard: the same draws whichever process makes it, in whichever run.
             seed = hashlib.sha256(f"{plan.seed} {index}".encode()).digest()

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 
-from hfkit.ranks import is_main, of_all, rank, world_size
+from hfkit.bars import Bar
+from hfkit.ranks import of_all, rank, world_size
 
 Results = Iterable[tuple[int, Any]]
 
@@ -31,7 +31,7 @@ def dealt(model: Any, rows: list[list[int]], of_rows: Callable[[list[int]], Resu
     with torch.random.fork_rng(enabled=together):
         if together:
             torch.manual_seed(0)
-        bar = tqdm(of_rows(order), total=len(order), desc=title, leave=False, mininterval=1, disable=not is_main())
+        bar = Bar(of_rows(order), title, total=len(order))
         found = list(bar)
     model.train(was_training)
     results = dict(pair for share in of_all(title, found) for pair in share)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-from tqdm import tqdm
 
+from hfkit.bars import Bar
 from hfkit.data import sources, stdlib
 from hfkit.data.columns import FIELDS, BadRow, Columns, Kind, Row
 from hfkit.data.sources import Source
@@ -141,7 +141,7 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     claimed = {source.into for source in recipe.sources}
     with (
         ParquetWriters(output, recipe.columns) as writers,
-        tqdm(unit=" rows", desc="preparing", mininterval=1) as bar,
+        Bar(unit=" rows", desc="preparing", leave=True) as bar,
     ):
         for source, row in ((each, row) for each in first for row in sources.read(each, columns)):
             bar.update()

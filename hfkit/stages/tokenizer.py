@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pydantic
-from tqdm import tqdm
 
+from hfkit.bars import Bar
 from hfkit.data import corpus
 from hfkit.data.chat import TEMPLATES
 from hfkit.errors import HfkitError
@@ -152,7 +152,7 @@ def train(recipe: Recipe, texts: Iterator[str], is_shown: bool = True) -> "Token
         tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(unit), "isolated")
         tokenizer.decoder = decoders.Fuse()
         trainer = trainers.WordLevelTrainer(**counted)
-    bar = tqdm(texts, desc="training the tokenizer", unit=" documents", mininterval=1, disable=not is_shown)
+    bar = Bar(texts, "training the tokenizer", unit=" documents", leave=True, disable=not is_shown)
     try:
         tokenizer.train_from_iterator(bar, trainer)
     except HfkitError:

@@ -16,7 +16,8 @@ from transformers import (
 )
 
 from hfkit import manifest
-from hfkit.ranks import say
+from hfkit.bars import duration
+from hfkit.ranks import is_terminal, say
 from hfkit.training.resumable import ResumableTrainer
 
 
@@ -142,7 +143,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-class Bar(ProgressCallback):
+class TrainingBar(ProgressCallback):
     """Trainer's bar, with the newest numbers beside it instead of a line of them every log."""
 
     def on_log(
@@ -161,6 +162,48 @@ class Bar(ProgressCallback):
         self.training_bar.set_postfix(shown, refresh=False)
 
 
+class TrainingLines(TrainerCallback):
+    """What the bar shows, for a log file: a line per logging step, and one per evaluation."""
+
+    def __init__(self) -> None:
+        self.begun: tuple[float, int] | None = None  # when, and the step; after the first one, which compiles
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.begun is None:
+            self.begun = time.perf_counter(), state.global_step
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not state.is_world_process_zero or not logs:
+            return
+        parts = [f"  step {state.global_step:,}/{state.max_steps:,}"]
+        if "loss" in logs:
+            parts.append(f"loss {logs['loss']:.3f}")
+            if "tokens_per_second" in logs:
+                parts.append(f"{logs['tokens_per_second']:,.0f} tok/s")
+                parts.append(f"{logs['roof_share']:.0%} of peak")
+            say("  ".join([*parts, *self._left(state)]))
+        elif "eval_loss" in logs:
+            scores = {key.removeprefix("eval_"): value for key, value in logs.items() if key.startswith("eval_")}
+            numbers = [f"{key} {value:.4g}" for key, value in scores.items() if isinstance(value, float)]
+            say("  ".join([*parts, "evaluation:", *numbers]))
+
+    def _left(self, state: TrainerState) -> list[str]:
+        """The time that the steps to come will take, evaluations and checkpoints as often as until now."""
+        if self.begun is None or state.global_step == self.begun[1]:
+            return []
+        seconds = (time.perf_counter() - self.begun[0]) / (state.global_step - self.begun[1])
+        return [f"{duration(seconds * (state.max_steps - state.global_step))} left"]
+
+
 def watch(trainer: ResumableTrainer, speed: Speed, log: Path) -> None:
     """Put the callbacks in their order: the speed is in the log before it is written and shown."""
     shown = trainer.pop_callback(ProgressCallback)
@@ -168,7 +211,7 @@ def watch(trainer: ResumableTrainer, speed: Speed, log: Path) -> None:
     trainer.callback_handler.callbacks.insert(0, speed)
     trainer.add_callback(MetricsFile(log))
     if shown is not None:
-        trainer.add_callback(Bar())
+        trainer.add_callback(TrainingBar() if is_terminal() else TrainingLines())
 
 
 def draw_loss(

@@ -5,11 +5,10 @@ from typing import Any
 
 import torch
 from torch.nn import functional
-from tqdm import tqdm
 
+from hfkit.bars import Bar
 from hfkit.data.examples import Examples
 from hfkit.evaluation import load_metric
-from hfkit.ranks import is_main
 from hfkit.training.compilation import uncompiled
 from hfkit.training.progress import own_random_numbers
 from hfkit.training.resumable import ResumableTrainer, StoppedInEvaluation
@@ -49,9 +48,7 @@ class ClassificationTrainer(ResumableTrainer):
         was_training = model.training
         model.eval()
         nats, predicted, expected = 0.0, list[int](), list[int]()
-        for batch in tqdm(
-            self.get_eval_dataloader(examples), desc=title, leave=False, mininterval=1, disable=not is_main()
-        ):
+        for batch in Bar(self.get_eval_dataloader(examples), title):
             if self.is_in_train and self._agree_to_stop():
                 raise StoppedInEvaluation
             labels = batch.pop("labels")

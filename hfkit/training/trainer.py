@@ -9,14 +9,13 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
-from tqdm import tqdm
 from transformers import TrainingArguments
 
+from hfkit.bars import Bar
 from hfkit.data.packing import IGNORED, PackedRows
 from hfkit.errors import HfkitError
 from hfkit.evaluation.intervals import bootstrap
 from hfkit.model.heads import compute_loss_with, is_plain
-from hfkit.ranks import is_main
 from hfkit.training.chunked_head import chunk_tokens, chunked_head
 from hfkit.training.compilation import uncompiled
 from hfkit.training.optimizers import MuonWithAdamW, kinds_of
@@ -171,7 +170,7 @@ class HfkitTrainer(ResumableTrainer):
         was_training = model.training
         model.eval()
         found = []
-        for batch in tqdm(loader, desc=title, leave=False, mininterval=1, disable=not is_main()):
+        for batch in Bar(loader, title):
             if self.is_in_train and self._agree_to_stop():
                 raise StoppedInEvaluation
             labels = batch.pop("labels")[:, 1:]
