@@ -142,7 +142,7 @@ def test_ids_that_no_token_has_count_too(tmp_path: Path) -> None:
 
 def test_fewer_logits_than_tokens_are_refused(tmp_path: Path) -> None:
     message = refusal(tmp_path, word_level(), word_level(), 16)
-    assert "its tokenizer has 17 ids, but the model only 16 logits" in message
+    assert "its tokenizer has the id 16 (" in message and "and the model 16 embeddings" in message
 
 
 # ---- alignment

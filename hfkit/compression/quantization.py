@@ -16,6 +16,7 @@ from hfkit.manifest import is_adapter
 from hfkit.model.loading import auto_class_of, load_config, load_model
 from hfkit.model.matrices import MATRICES, matrices_of, weight_of
 from hfkit.model.quantized import bitsandbytes_config, empty_model, quantized_modules, whole_modules
+from hfkit.model.vocabulary import grow
 
 PACKAGES = {"gptq": ("gptqmodel", "optimum"), "hqq": ("hqq",), "torchao": ("torchao",)}
 ROOM = 1.02  # of the promised bytes, for what a file says of itself
@@ -120,6 +121,7 @@ def quantize(place: str, output: Path, recipe: Any, texts: list[str], tokenizer:
     method, trust = recipe.method, recipe.trust_remote_code
     config = load_config(place, trust)
     empty = empty_model(config, auto_class_of(config, recipe.task), trust)
+    grow(empty, tokenizer, place)
     settings = _settings(method, recipe.quantization, empty, tokenizer, texts)
     model: Any = load_model(place, recipe.task, dtype=torch.bfloat16, quantization=settings, trust_remote_code=trust)
     done = quantized_modules(model)

@@ -12,6 +12,7 @@ from hfkit.distillation.settings import KINDS, check_losses, layer_pairs
 from hfkit.distillation.student import cut_of, student_config
 from hfkit.errors import HfkitError
 from hfkit.model.loading import load_config
+from hfkit.model.vocabulary import ids_of
 from hfkit.ranks import say
 from hfkit.recipe import StageRecipe, is_there
 from hfkit.training.adapters import refuse_adapter
@@ -45,6 +46,9 @@ def problems(recipe: Any, places: dict[str, str], recipes: dict[str, StageRecipe
     if is_made:
         try:
             shared_width(recipe, places)
+            if "student" in places:
+                own = tokenizer_place(places)
+                ids_of(load_tokenizer(own), configs["student"].vocab_size, own)
         except HfkitError as error:
             yield "student" if "student" in places else "tokenizer" if "tokenizer" in places else "teacher", str(error)
             return

@@ -32,6 +32,7 @@ def make_student(
 
     from hfkit.compression.structure import sliced
     from hfkit.model.loading import load_model, new_config
+    from hfkit.model.vocabulary import grow
     from hfkit.training.adapters import adapt
 
     model: Any
@@ -42,6 +43,7 @@ def make_student(
             attn_implementation=recipe.attn_implementation,
             trust_remote_code=recipe.trust_remote_code,
         )
+        grow(model, tokenizer, places.get("tokenizer", places["student"]))
     elif cut := cut_of(recipe.student):
         model = sliced(teacher(), **cut.model_dump()).float().requires_grad_(True)
         model.set_attn_implementation(recipe.attn_implementation)

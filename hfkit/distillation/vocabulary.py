@@ -7,6 +7,7 @@ import numpy as np
 from hfkit.data.tokenizer import load_tokenizer
 from hfkit.errors import HfkitError
 from hfkit.model.loading import load_config
+from hfkit.model.vocabulary import ids_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,12 +53,7 @@ def compare(teacher: str, student_tokenizer: str, trust_remote_code: bool = Fals
             f"`cross_tokenizer: uld`, which aligns text spans and compares sorted probabilities"
         )
     width, logits = max(tokens) + 1, load_config(teacher, trust_remote_code).vocab_size
-    if logits < width:
-        raise HfkitError(
-            f"{teacher}: its tokenizer has {width:,} ids, but the model only {logits:,} logits; "
-            f"put the tokenizer back that it was trained with, or resize its embeddings"
-        )
-    return Vocabulary(width, logits)
+    return Vocabulary(width, ids_of(theirs, logits, teacher))
 
 
 def _differences(tokens: dict[int, str], own_tokens: dict[int, str]) -> list[str]:

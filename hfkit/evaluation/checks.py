@@ -11,6 +11,7 @@ from hfkit.evaluation.scoring import CUTTING_WORDS, OF_OVERLAP
 from hfkit.evaluation.settings import FITTING, QUALITY
 from hfkit.manifest import is_adapter
 from hfkit.model.loading import is_classifier, load_config
+from hfkit.model.vocabulary import ids_of
 from hfkit.recipe import StageRecipe, is_there
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ def of_model(recipe: Any, key: str, place: str) -> Problems:
             return
         use: Any = "classify" if recipe.task == "classify" else "generate"
         tokenizer = load_tokenizer(place, use, recipe.chat_template)
+        ids_of(tokenizer, config.get_text_config().vocab_size, place)
     except HfkitError as error:
         yield key, str(error)
         return

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from hfkit import manifest
 from hfkit.errors import HfkitError, reason
 from hfkit.manifest import ADAPTER, is_adapter
+from hfkit.model.vocabulary import grow
 
 if TYPE_CHECKING:
     import torch
@@ -133,6 +134,8 @@ def load_model(
 ) -> "PreTrainedModel":
     """The model at `place`, ready to be used; with an adapter, a `peft.PeftModel` on its base.
 
+    Each token that was added to its tokenizer has an embedding (`hfkit.model.vocabulary.grow`).
+
     Args:
         task: `classify` gives a model with a head of classes, anything else one that generates.
         labels: the names of the classes, for a head that is made anew. By default the model's own.
@@ -172,7 +175,21 @@ def load_model(
     _check_keys(base, missing, [*left_over, *map(str, found["mismatched_keys"])])
     if dequantize and getattr(model.config, "quantization_config", None) is not None:
         model = dequantized(model)
+    if (tokenizer := _tokenizer_beside(place)) is not None:
+        grow(model, tokenizer, place)
     return _with_adapter(model, place) if is_adapter(place) else model
+
+
+def _tokenizer_beside(place: str) -> Any:
+    """Return the tokenizer of a model; None where it has none, or one that needs code of its own."""
+    from transformers import AutoTokenizer
+
+    if Path(place).is_dir() and not (Path(place) / "tokenizer_config.json").is_file():
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(place)
+    except Exception:  # files, network and Hub fail in many ways; who needs one says so
+        return None
 
 
 def _with_adapter(model: "PreTrainedModel", place: str) -> Any:

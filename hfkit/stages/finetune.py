@@ -82,10 +82,12 @@ def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe
     tokenizer = None
     if is_there(places["model"], recipes.get("model")):
         from hfkit.model.loading import load_config
+        from hfkit.model.vocabulary import ids_of
 
         try:
             tokenizer = load_tokenizer(places["model"], chat_template=recipe.chat_template)
             config = load_config(places["model"], recipe.trust_remote_code)
+            ids_of(tokenizer, config.get_text_config().vocab_size, places["model"])
         except HfkitError as error:
             yield "model", str(error)
             return
