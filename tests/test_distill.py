@@ -1,5 +1,6 @@
 """Distillation: what each source of targets teaches, what is reported, and what bad input gets."""
 
+import contextlib
 import json
 import math
 import os
@@ -12,7 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from hfkit import cli, manifest
 from hfkit.data.packing import IGNORED
@@ -20,9 +28,12 @@ from hfkit.distillation import report
 from hfkit.distillation.objective import Objective
 from hfkit.distillation.settings import Loss, spread
 from hfkit.distillation.teacher import Teacher
+from hfkit.distillation.trainer import DistillationTrainer
+from hfkit.errors import HfkitError
 from hfkit.model import HfkitConfig, HfkitForCausalLM
 from hfkit.model.heads import compute_loss_with
 from hfkit.training.callbacks import read_log
+from hfkit.training.trainer import training_arguments
 from tests.test_finetune import prepared, there  # noqa: F401 fixtures
 
 DISTILL = """\
@@ -289,8 +300,6 @@ def test_a_student_learns_what_its_teacher_wrote(recipe: Path) -> None:
 
 
 def test_a_student_learns_from_its_own_words(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hfkit.distillation.trainer import DistillationTrainer
-
     seen = []
     write = DistillationTrainer._written_by_student
 
@@ -308,6 +317,136 @@ def test_a_student_learns_from_its_own_words(recipe: Path, monkeypatch: pytest.M
             assert torch.equal(after["input_ids"][row][: len(prompt)], prompt)
             learned = after["labels"][row] != IGNORED
             assert 1 <= learned.sum() <= 5 and not learned[: len(prompt)].any()
+
+
+CHATML = (
+    "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}<eot>{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+
+
+def on_policy_trainer(generation: dict[str, Any], student: Any, folder: Path) -> DistillationTrainer:
+    """A trainer whose student writes by itself, on a CPU."""
+    args = training_arguments({"use_cpu": True, "report_to": "none", "max_steps": 1}, folder)
+    objective = Objective([Loss(loss="forward_kl")], student, student.config, student.config.vocab_size, False)
+    return DistillationTrainer(student, args, objective=objective, on_policy_share=1.0, generation=generation)
+
+
+def writer(**own: Any) -> Any:
+    """A student that writes all of 40 tokens alike, of whose configuration nothing says where it stops."""
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    student = LlamaForCausalLM(LlamaConfig(vocab_size=40, **sizes, eos_token_id=None, pad_token_id=None))
+    student.lm_head.weight.data.zero_()
+    student.generation_config.update(**own)
+    return student
+
+
+PROMPTS = {
+    "input_ids": torch.tensor([[5, 6, 7, 8] + [9] * 28, [5, 6, 9, 9] + [0] * 28] * 16),
+    "attention_mask": torch.tensor([[1] * 32, [1, 1, 1, 1] + [0] * 28] * 16),
+    "labels": torch.tensor([[IGNORED] * 4 + [9] * 28, [IGNORED] * 2 + [9, 9] + [IGNORED] * 28] * 16),
+}
+
+
+def written_after(batch: dict[str, torch.Tensor]) -> list[list[int]]:
+    """The tokens of each row that are learned."""
+    return [row[labels != IGNORED].tolist() for row, labels in zip(batch["input_ids"], batch["labels"], strict=True)]
+
+
+def test_a_student_stops_at_the_ends_it_is_given_whatever_its_configuration_says(tmp_path: Path) -> None:
+    """Ids are the tokenizer's: a configuration may have none, or others, as GPT-2's has no padding."""
+    student = writer(eos_token_id=9, pad_token_id=9)
+    ends = [1, 2, 3, 4, 20, 21, 22, 23]
+    trainer = on_policy_trainer({"pad_token_id": 0, "eos_token_id": ends}, student, tmp_path)
+    torch.manual_seed(0)
+    rows = written_after(trainer._written_by_student(PROMPTS))
+    assert all(not set(row[:-1]) & set(ends) for row in rows) and sum(row[-1] in ends for row in rows) > 24
+    assert len({len(row) for row in rows}) > 4 and any(9 in row[:-1] for row in rows)
+    assert student.generation_config.eos_token_id == 9  # as it was
+
+
+@pytest.mark.parametrize("own", [{}, {"top_k": 1, "temperature": 0.01, "top_p": 0.1, "repetition_penalty": 5.0}])
+def test_a_student_samples_from_its_whole_distribution(own: dict[str, Any], tmp_path: Path) -> None:
+    """Neither the default top_k=50 of `generate` nor what the model's own configuration says changes a draw."""
+    student = writer(**own)
+    student.resize_token_embeddings(400)
+    student.lm_head.weight.data.zero_()
+    trainer = on_policy_trainer({"pad_token_id": 0, "eos_token_id": [1], "min_new_tokens": 20}, student, tmp_path)
+    torch.manual_seed(0)
+    drawn = [token for row in written_after(trainer._written_by_student(PROMPTS)) for token in row]
+    assert len(drawn) > 600 and len(set(drawn)) > 250  # of 400 likely alike
+    trainer.generation |= {"top_k": 3}
+    few = [token for row in written_after(trainer._written_by_student(PROMPTS)) for token in row]
+    assert len(set(few)) < len(set(drawn))
+
+
+def test_a_student_writes_within_its_positions(tmp_path: Path) -> None:
+    config = GPT2Config(vocab_size=40, n_embd=32, n_layer=1, n_head=2, n_positions=34, bos_token_id=1, eos_token_id=1)
+    trainer = on_policy_trainer({"pad_token_id": 0, "eos_token_id": [1]}, GPT2LMHeadModel(config), tmp_path)
+    rows = written_after(trainer._written_by_student(PROMPTS))
+    assert max(map(len, rows)) == 30
+
+
+def test_a_chat_is_written_to_the_end_of_the_turn(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = AutoTokenizer.from_pretrained("runs/pretrain")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<eot>"]})
+    tokenizer.chat_template = CHATML
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes, eos_token_id=None, pad_token_id=None))
+    model.save_pretrained("runs/chat")
+    tokenizer.save_pretrained("runs/chat")
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        DistillationTrainer, "_written_by_student", lambda self, batch: seen.append(self.generation) or batch
+    )
+    keys = ["teacher=runs/chat", "student=runs/chat", "task=chat", "data=recipes/chats.yaml", "train.max_steps=1"]
+    turns = [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "sees"}]
+    Path("chats.jsonl").write_text(
+        "".join(
+            json.dumps({"messages": [{**turns[0], "content": f"the cat {number}"}, turns[1]]}) + "\n"
+            for number in range(40)
+        )
+    )
+    Path("recipes/chats.yaml").write_text(
+        "stage: prepare\ncolumns: {messages: messages}\nsources: [{files: chats.jsonl}]\n"
+        "split: {validation: 0.2, test: 0.2}\n"
+    )
+    run(*keys, KL, "targets={source: on_policy, share: 1.0}", "sequence_length=64", "evaluation_rows=1",
+        "baseline=false", "generation={max_new_tokens: 5}")  # fmt: skip
+    ends = sorted({tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<eot>")})
+    assert seen == [{"pad_token_id": tokenizer.pad_token_id, "eos_token_id": ends, "max_new_tokens": 5}]
+
+
+def test_what_the_student_writes_is_scored_with_one_tokenizer(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uld = ["cross_tokenizer=uld", "losses=[{loss: uld}]", "targets={source: on_policy}"]
+    assert cli.main(["run", RECIPE, *TASK, *uld]) == 2
+    assert (
+        "targets.source=on_policy: on_policy: the teacher scores the student's own tokens" in capsys.readouterr().err
+    )
+
+
+def test_work_that_another_run_is_doing_is_not_done_twice(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The lock comes before the work, not after it."""
+    from hfkit.distillation import generated
+
+    monkeypatch.setattr(generated, "answers", lambda *_: pytest.fail("the teacher wrote"))
+
+    @contextlib.contextmanager
+    def held(folder: Path) -> Any:
+        if folder.name.startswith("generated-"):
+            raise HfkitError(f"{folder}: another run is writing this folder")
+        with locked(folder):
+            yield
+
+    locked = manifest.locked
+    monkeypatch.setattr(manifest, "locked", held)
+    options = ["losses=[{loss: cross_entropy}]", "targets={source: generated}"]
+    assert cli.main(["run", RECIPE, *TASK, *options]) == 2
+    assert "another run is writing this folder" in capsys.readouterr().err
 
 
 def test_another_tokenizer_is_compared_by_sorted_probabilities(

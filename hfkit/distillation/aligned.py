@@ -1,5 +1,6 @@
 """Rows that teacher and student tokenize differently, with the places where both predict the same text."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
@@ -22,7 +23,8 @@ from hfkit.distillation.vocabulary import aligned, ids_before
 from hfkit.errors import HfkitError
 
 MOST_CHARACTERS = 16  # a token, looked at for a row: a document would else be tokenized once a row
-FILES = ("ids", "learned", "partner", "teacher_ids", "starts")
+FILES = {"ids": np.int32, "learned": np.bool_, "partner": np.int32, "teacher_ids": np.int32}
+FORMAT = 2  # of the files
 
 
 class AlignedRows(torch.utils.data.Dataset):
@@ -33,16 +35,19 @@ class AlignedRows(torch.utils.data.Dataset):
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.files = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in FILES}
+        self.files = {name: np.memmap(folder / name, dtype, "r") for name, dtype in FILES.items()}
+        self.starts = np.load(
+            folder / "starts.npy", mmap_mode="r"
+        )  # (rows + 1, 2): of the student's ids, the teacher's
 
     def __reduce__(self) -> tuple[type, tuple[Path]]:
         return AlignedRows, (self.folder,)  # a worker maps the files itself
 
     def __len__(self) -> int:
-        return len(self.files["starts"]) - 1
+        return len(self.starts) - 1
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        (own, other), (end, other_end) = self.files["starts"][index : index + 2]
+        (own, other), (end, other_end) = self.starts[index : index + 2]
         ids = torch.from_numpy(self.files["ids"][own:end].astype(np.int64))
         learned = torch.from_numpy(np.array(self.files["learned"][own:end]))
         return {
@@ -85,34 +90,45 @@ def aligned_rows(
     """
     digest = hashlib.sha256(manifest.content_of(place).encode())
     for each in (tokenizer, teacher_tokenizer):
-        digest.update(each.backend_tokenizer.to_str().encode())
+        digest.update(f"{each.backend_tokenizer.to_str()} {each.bos_token_id} {each.eos_token_id}".encode())
     keys = ("task", "prompt", "completion", "sequence_length")
-    digest.update(json.dumps([getattr(recipe, key) for key in keys]).encode())
+    digest.update(json.dumps([FORMAT, *(getattr(recipe, key) for key in keys)]).encode())
     folder = cache / f"aligned-{digest.hexdigest()[:16]}"
     if (folder / "aligned.json").exists():
         return folder
-    files: dict[str, list[Any]] = {name: [] for name in FILES}
-    starts = [(0, 0)]
+    with manifest.locked(folder), manifest.new_folder(folder) as work:
+        _write(work, recipe, place, tokenizer, teacher_tokenizer)
+    return folder
+
+
+def _write(
+    work: Path,
+    recipe: Any,
+    place: str,
+    tokenizer: PreTrainedTokenizerBase,
+    teacher_tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Write the rows one by one, so that no more than one is in memory."""
+    starts, paired = [(0, 0)], 0
     rows = Bar(corpus.rows(place, "train"), "aligning train")
-    for values in rows:
-        for ids, teacher_ids, pairs, learned_from in _texts(recipe, values, tokenizer, teacher_tokenizer):
-            partner = np.full(len(ids), -1)
-            partner[pairs[:, 0]] = pairs[:, 1]
-            for name, each in (("ids", ids), ("partner", partner), ("teacher_ids", teacher_ids)):
-                files[name].append(np.asarray(each, dtype=np.int32))
-            files["learned"].append(np.arange(len(ids)) >= learned_from)
-            starts.append((starts[-1][0] + len(ids), starts[-1][1] + len(teacher_ids)))
+    with contextlib.ExitStack() as stack:
+        files = {name: stack.enter_context((work / name).open("wb")) for name in FILES}
+        for values in rows:
+            for ids, teacher_ids, pairs, learned_from in _texts(recipe, values, tokenizer, teacher_tokenizer):
+                partner = np.full(len(ids), -1)
+                partner[pairs[:, 0]] = pairs[:, 1]
+                learned = np.arange(len(ids)) >= learned_from
+                row = {"ids": ids, "learned": learned, "partner": partner, "teacher_ids": teacher_ids}
+                for name, each in row.items():
+                    files[name].write(np.asarray(each, dtype=FILES[name]).tobytes())
+                starts.append((starts[-1][0] + len(ids), starts[-1][1] + len(teacher_ids)))
+                paired += len(pairs)
     if len(starts) == 1:
         raise HfkitError(
             f"data: no row of {place} fits into sequence_length={recipe.sequence_length} for both tokenizers; raise it"
         )
-    with manifest.locked(folder), manifest.new_folder(folder) as work:
-        for name in FILES[:-1]:
-            np.save(work / f"{name}.npy", np.concatenate(files[name]))
-        np.save(work / "starts.npy", np.array(starts))
-        found = int(sum((each >= 0).sum() for each in files["partner"]))
-        manifest.write_json(work / "aligned.json", {"tokens": starts[-1][0], "pairs": found})
-    return folder
+    np.save(work / "starts.npy", np.array(starts))
+    manifest.write_json(work / "aligned.json", {"tokens": starts[-1][0], "pairs": paired})
 
 
 def _texts(

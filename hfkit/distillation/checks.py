@@ -73,6 +73,9 @@ def _data_problems(recipe: Any, places: dict[str, str], recipes: dict[str, Stage
     if recipe.task == "chat" and recipe.cross_tokenizer is not None:
         yield "cross_tokenizer", "chats are written by each tokenizer's own template; use `task: generate`"
     source = recipe.targets.source
+    if source == "on_policy" and recipe.cross_tokenizer is not None:
+        rule = "the teacher scores the student's own tokens, which takes one tokenizer"
+        yield "targets.source", f"on_policy: {rule}; use `source: online`, or delete cross_tokenizer"
     if source in ("generated", "on_policy") and recipe.task == "text":
         yield "targets.source", f"{source}: whole texts have no prompts; use `task: generate` or `task: chat`"
     if source == "generated":

@@ -1,5 +1,6 @@
 """Completions that a teacher wrote, as a data set: sequence-level distillation (Kim and Rush, arXiv 1606.07947)."""
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -37,11 +38,14 @@ def write_generated(
     folder = cache / f"generated-{digest[:16]}"
     if on_main("generated", lambda: (folder / manifest.MANIFEST).exists()):
         return folder
-    rows = list(corpus.rows(places["data"], "train"))
-    batch_size = 2 * recipe.train.get("per_device_train_batch_size", 8)
-    written = answers(recipe, rows, teacher(), tokenizer, batch_size, recipe.sequence_length)
-    kept = [_with_completion(recipe, row, text) for row, text in zip(rows, written, strict=True) if text]
-    on_main("write generated", lambda: _write(folder, Path(places["data"]), kept, made_from))
+    with contextlib.ExitStack() as lock:
+        # Before the work, which another run may be doing.
+        on_main("lock generated", lambda: lock.enter_context(manifest.locked(folder)))
+        rows = list(corpus.rows(places["data"], "train"))
+        batch_size = 2 * recipe.train.get("per_device_train_batch_size", 8)
+        written = answers(recipe, rows, teacher(), tokenizer, batch_size, recipe.sequence_length)
+        kept = [_with_completion(recipe, row, text) for row, text in zip(rows, written, strict=True) if text]
+        on_main("write generated", lambda: _write(folder, Path(places["data"]), kept, made_from))
     say(f"  {len(kept):,} completions written by the teacher, {len(rows) - len(kept):,} rows left out: {folder}")
     return folder
 
@@ -59,7 +63,7 @@ def _write(folder: Path, data: Path, rows: list[dict[str, Any]], made_from: dict
     import pyarrow
     import pyarrow.parquet
 
-    with manifest.locked(folder), manifest.new_folder(folder) as work:
+    with manifest.new_folder(folder) as work:
         for split in ("validation", "test"):
             shutil.copyfile(data / f"{split}.parquet", work / f"{split}.parquet")
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), work / "train.parquet", compression="zstd")

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import TrainingArguments
+from transformers import GenerationConfig, TrainingArguments
 
 from hfkit.data.examples import pad
 from hfkit.data.packing import IGNORED
@@ -16,9 +16,12 @@ from hfkit.distillation.objective import Objective
 from hfkit.distillation.settings import OF_LAYERS
 from hfkit.distillation.teacher import INPUTS, Teacher, placed
 from hfkit.evaluation.batches import padded
+from hfkit.evaluation.generation import generating_with
+from hfkit.model.heads import causal_of
 from hfkit.ranks import world_size
 from hfkit.training import roof
 from hfkit.training.callbacks import Speed, watch
+from hfkit.training.compilation import uncompiled
 from hfkit.training.decisions import settle
 from hfkit.training.trainer import HfkitTrainer
 
@@ -31,7 +34,7 @@ class DistillationTrainer(HfkitTrainer):
     Args:
         teacher: None where the batches hold its targets, or none are needed.
         on_policy_share: the share of steps whose completions the student writes (GKD, arXiv 2306.13649, lambda).
-        generation: arguments of `GenerationConfig` for that.
+        generation: arguments of `GenerationConfig` for that, `pad_token_id` and `eos_token_id` among them.
     """
 
     def __init__(
@@ -83,32 +86,37 @@ class DistillationTrainer(HfkitTrainer):
     @torch.no_grad()
     def _written_by_student(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The batch with the completions that the student writes after its prompts, which then are what is learned."""
-        model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        ends, pad_id = self.generation.get("eos_token_id", []), self.generation["pad_token_id"]
+        device, pad_id = batch["input_ids"].device, self.generation["pad_token_id"]
         is_prompt = batch["attention_mask"].bool() & ((batch["labels"] != IGNORED).cumsum(-1) == 0)
         prompts = [ids[kept].tolist() for ids, kept in zip(batch["input_ids"], is_prompt, strict=True)]
         ids, mask = padded(prompts, pad_id, "left")
-        room = batch["input_ids"].shape[1] - is_prompt.sum(-1).min().item()
-        # From the whole distribution (GKD, arXiv 2306.13649), unless the recipe says otherwise.
-        whole = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
-        options = {**whole, "max_new_tokens": max(int(room), 1), **self.generation}
+        model: Any = causal_of(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
+        # From the whole distribution, as GKD samples: of a top_k that is left open `generate` makes 50.
+        options = {"do_sample": True, "top_k": 0, "max_new_tokens": self._room(batch, prompts, model)}
+        config = GenerationConfig(**{**options, **self.generation})
         was_training = model.training
         model.eval()
-        output = model.generate(
-            input_ids=ids.to(batch["input_ids"].device),
-            attention_mask=mask.to(batch["input_ids"].device),
-            **options,
-        )
+        with generating_with(model, config), uncompiled():
+            output = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device))
         model.train(was_training)
-        stops = torch.isin(output[:, ids.shape[1] :], torch.as_tensor(ends, device=output.device))
+        written = output[:, ids.shape[1] :]
+        ends = [] if config.eos_token_id is None else config.eos_token_id
+        stops = torch.isin(written, torch.as_tensor(ends, device=device))
         lengths = (stops.cumsum(-1) - stops.long() == 0).sum(-1).tolist()  # up to the first end, with it
         examples = []
-        for prompt, written, length in zip(prompts, output[:, ids.shape[1] :], lengths, strict=True):
-            learned = written[:length]
-            context = torch.tensor(prompt, device=output.device)
-            row = torch.cat([context, learned])
-            examples.append({"input_ids": row, "labels": torch.cat([torch.full_like(context, IGNORED), learned])})
+        for prompt, row, length in zip(prompts, written, lengths, strict=True):
+            context, learned = torch.tensor(prompt, device=device), row[:length]
+            labels = torch.cat([torch.full_like(context, IGNORED), learned])
+            examples.append({"input_ids": torch.cat([context, learned]), "labels": labels})
         return pad(examples, pad_id)
+
+    def _room(self, batch: dict[str, torch.Tensor], prompts: list[list[int]], model: Any) -> int:
+        """How many tokens are written where the recipe does not say it: as many as the data's own longest row has
+        behind the shortest prompt, within the model's positions."""
+        lengths = [len(prompt) for prompt in prompts]
+        room = batch["input_ids"].shape[1] - min(lengths)
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        return max(1, room if positions is None else min(room, positions - max(lengths)))
 
 
 def student_trainer(

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
 from hfkit import manifest
+from hfkit.data.chat import generation_ids
+from hfkit.evaluation.generation import generating_with
 from hfkit.manifest import ADAPTER, is_adapter
 from hfkit.model.loading import base_of
 
@@ -90,14 +93,10 @@ def reading_speeds(model: Any, ids: list[int]) -> dict[str, float]:
 
 def _write(model: Any, tokenizer: Any, prompt: list[int], rows: int, new_tokens: int) -> None:
     ids = torch.tensor([prompt] * rows, device=model.device)
-    model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        pad_token_id=tokenizer.pad_token_id,
-        min_new_tokens=new_tokens,
-        max_new_tokens=new_tokens,
-        do_sample=False,
-    ).cpu()
+    ids = generation_ids(tokenizer, is_chat=False)
+    config = GenerationConfig(min_new_tokens=new_tokens, max_new_tokens=new_tokens, do_sample=False, **ids)
+    with generating_with(model, config):
+        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids)).cpu()
 
 
 def _median(work: Callable[[], Any]) -> float:

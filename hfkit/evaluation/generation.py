@@ -1,7 +1,9 @@
 """Texts generated for many prompts, on all processes, exactly one for each prompt."""
 
+import contextlib
 import copy
 import inspect
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from transformers import (
@@ -152,6 +154,16 @@ def answers(
     room = window - generation["max_new_tokens"]
     prompts = [prompt_ids(recipe, row, tokenizer, room, model.config.is_encoder_decoder)[0] for row in rows]
     return write(model, tokenizer, prompts, batch_size, generation)
+
+
+@contextlib.contextmanager
+def generating_with(model: Any, config: "GenerationConfig") -> Iterator[None]:
+    """Let `model.generate` know of no other configuration while inside: what is left open it takes from there."""
+    own, model.generation_config = model.generation_config, config
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def generation_of(recipe: Any, tokenizer: "PreTrainedTokenizerBase", window: int) -> dict[str, Any]:

@@ -71,11 +71,9 @@ def _sums(logits: torch.Tensor, labels: torch.Tensor) -> list[list[float]]:
 def classes(model: Any, texts: list[list[int]], batch_size: int, pad_token_id: int) -> list[str]:
     """The name of the likeliest class of each text, given as token ids. Call it on every process.
 
-    A decoder takes the last token that is not padding, as its own configuration knows it.
+    A decoder takes the last token that is not padding, as its own configuration knows it: that is made to agree.
     """
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = pad_token_id
-    pad_token_id = model.config.pad_token_id
+    model.config.get_text_config().pad_token_id = model.config.pad_token_id = pad_token_id
 
     def of_batch(chosen: list[int]) -> list[str]:
         ids, mask = padded([texts[index] for index in chosen], pad_token_id)
