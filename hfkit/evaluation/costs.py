@@ -93,8 +93,8 @@ def reading_speeds(model: Any, ids: list[int]) -> dict[str, float]:
 
 def _write(model: Any, tokenizer: Any, prompt: list[int], rows: int, new_tokens: int) -> None:
     ids = torch.tensor([prompt] * rows, device=model.device)
-    ids = generation_ids(tokenizer, is_chat=False)
-    config = GenerationConfig(min_new_tokens=new_tokens, max_new_tokens=new_tokens, do_sample=False, **ids)
+    ends = generation_ids(tokenizer, is_chat=False)
+    config = GenerationConfig(min_new_tokens=new_tokens, max_new_tokens=new_tokens, do_sample=False, **ends)
     with generating_with(model, config):
         model.generate(input_ids=ids, attention_mask=torch.ones_like(ids)).cpu()
 
