@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from torch.testing import assert_close
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from hfkit import cli, manifest
 from hfkit.data.examples import Examples, PackedExamples, best_fit, pad
@@ -18,6 +19,7 @@ from hfkit.data.packing import IGNORED
 from hfkit.data.tasks import TaskRecipe, encode, fill, prompt_ids
 from hfkit.errors import HfkitError
 from hfkit.model.loading import load_model
+from hfkit.training import adapters
 from hfkit.training.callbacks import read_log
 from tests.toy import WORDS
 
@@ -48,6 +50,8 @@ train:
 """
 RECIPE = "recipes/finetune.yaml"
 FULL = "lora=null"
+
+ADAPTED = "runs/finetune"
 
 
 def row(number: int) -> dict[str, Any]:
@@ -153,6 +157,39 @@ def test_merged_weights_are_a_model_like_any_other(there: Path) -> None:
     with torch.no_grad():
         assert torch.allclose(merged(ids).logits, adapted(ids).logits, atol=1e-4)
     assert len(AutoTokenizer.from_pretrained("runs/finetune/merged")) == 320
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [
+        "{target_modules: [q_proj, lm_head]}",
+        "{target_modules: [q_proj, embed_tokens]}",
+        "{target_modules: [q_proj], modules_to_save: [lm_head]}",
+        "{target_modules: [q_proj], modules_to_save: [embed_tokens]}",
+        "{target_modules: [q_proj], trainable_token_indices: [20, 30, 40]}",
+        "{target_modules: [q_proj]}",
+    ],
+)
+def test_an_adapter_on_one_of_two_tied_matrices_parts_them_where_it_is_merged(there: Path, lora: str) -> None:
+    assert AutoConfig.from_pretrained("runs/pretrain").tie_word_embeddings
+    found = run("merge=true", f"lora={lora}")
+    assert found["merge_drift"] < 1e-4
+    ids = torch.arange(10, 40)[None]
+    with torch.no_grad():
+        expected, logits = (load_model(place).eval()(ids).logits for place in (ADAPTED, f"{ADAPTED}/merged"))
+    assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+    stay_tied = ("{target_modules: [q_proj]}", "{target_modules: [q_proj], trainable_token_indices: [20, 30, 40]}")
+    assert AutoConfig.from_pretrained(f"{ADAPTED}/merged").tie_word_embeddings == (lora in stay_tied)
+
+
+def test_a_merged_model_that_is_another_one_is_an_error(
+    there: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapters, "merged", lambda adapted: adapted.unload())
+    told = problems(capsys, "merge=true")
+    assert "the merged model is not the one that was trained: its logits are off by 1 of what the adapter" in told
+    assert f"The adapter is whole, in {ADAPTED}" in told
+    assert (Path(ADAPTED) / "adapter_model.safetensors").is_file() and not (Path(ADAPTED) / "merged").exists()
 
 
 @pytest.mark.parametrize("bits", ["quantization.load_in_4bit=true", "quantization.load_in_8bit=true"])

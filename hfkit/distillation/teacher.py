@@ -11,6 +11,7 @@ from hfkit.errors import HfkitError
 from hfkit.manifest import is_adapter
 from hfkit.model.heads import decoder_of, head_of, is_plain
 from hfkit.model.loading import base_quantization, load_model
+from hfkit.training.adapters import merged
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -113,7 +114,7 @@ def load_teacher(recipe: Any, place: str, device: torch.device) -> Any:
         trust_remote_code=recipe.trust_remote_code,
     )
     if getattr(model.config, "quantization_config", None) is None:
-        model = (model.merge_and_unload() if is_adapter(place) else model).to(device)
+        model = (merged(model) if is_adapter(place) else model).to(device)
     if not is_plain(model):
         raise HfkitError(f"teacher: the logits of {place} are not a linear map of its hidden states; choose another")
     return model
