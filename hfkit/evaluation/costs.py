@@ -55,10 +55,14 @@ class Memory:
             torch.cuda.reset_peak_memory_stats()
 
     def peak(self) -> int:
-        import resource
-
         if torch.cuda.is_available():
             return torch.cuda.max_memory_allocated()
+        try:
+            import resource
+        except ImportError:  # Windows, where psutil knows the peak
+            import psutil
+
+            return max(psutil.Process().memory_info().peak_wset - self.before, 0)
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         return max(most - self.before, 0)
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PROBE_TOKENS = 4
+PROBE_SIZE = 1e3  # of the largest logit: caps are at 30 to 50
 
 
 def causal_of(model: Any) -> "PreTrainedModel":
@@ -35,19 +36,39 @@ def head_of(model: Any) -> nn.Module:
 def is_plain(model: Any) -> bool:
     """Whether its logits are its head's output for its decoder's last hidden states, and nothing more.
 
-    Some models cap or scale their logits (Gemma 2, Cohere, Granite): a few tokens tell.
+    Some models cap or scale their logits (Gemma 2, Cohere, Granite). A forward pass of a few tokens shows it: the
+    head is given what the decoder gives, but so much larger that a cap would show in a model of any weights.
     """
     causal = causal_of(model)
     head = causal.get_output_embeddings()
     if type(head) is not nn.Linear or not isinstance(getattr(causal, causal.base_model_prefix, None), nn.Module):
         return False
+    seen: dict[str, torch.Tensor] = {}
+
+    def enlarge(_: nn.Module, args: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        seen["states"] = args[0]
+        size = nn.functional.linear(args[0], head.weight).abs().amax().clamp_min(1e-6)
+        return args[0] * (PROBE_SIZE / size)
+
+    def keep(_: nn.Module, args: Any, output: torch.Tensor) -> None:
+        seen["logits"] = output.clone()
+
     ids = torch.arange(PROBE_TOKENS, device=head.weight.device)[None] % head.weight.shape[0]
     was_training = causal.training
     causal.eval()
-    expected = causal(input_ids=ids, use_cache=False).logits
-    found = head(decoder_of(model)(input_ids=ids, use_cache=False)[0])
+    hooks = [head.register_forward_pre_hook(enlarge), head.register_forward_hook(keep)]
+    try:
+        logits = causal(input_ids=ids, use_cache=False).logits
+    finally:
+        for hook in hooks:
+            hook.remove()
+    states = decoder_of(model)(input_ids=ids, use_cache=False)[0]
     causal.train(was_training)
-    return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-3, atol=1e-3)
+    pairs = ((states, seen.get("states")), (logits, seen.get("logits")))
+    return all(
+        other is not None and one.shape == other.shape and torch.allclose(one.float(), other.float(), 1e-3, 1e-3)
+        for one, other in pairs
+    )
 
 
 def compute_loss_with(model: Any, loss_of: Callable[..., torch.Tensor]) -> None:

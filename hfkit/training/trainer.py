@@ -15,7 +15,7 @@ from hfkit.bars import Bar
 from hfkit.data.packing import IGNORED, PackedRows
 from hfkit.errors import HfkitError
 from hfkit.evaluation.intervals import bootstrap
-from hfkit.model.heads import compute_loss_with, is_plain
+from hfkit.model.heads import causal_of, compute_loss_with, is_plain
 from hfkit.training.chunked_head import chunk_tokens, chunked_head
 from hfkit.training.compilation import uncompiled
 from hfkit.training.optimizers import MuonWithAdamW, kinds_of
@@ -62,9 +62,13 @@ class HfkitTrainer(ResumableTrainer):
     ):
         """`task_metrics` are added to those of an evaluation during training, such as ROUGE of generated texts.
         `loss_of` is what the loss is made by, see `hfkit.model.heads`; by default it is the cross-entropy."""
-        if loss_of is not None or is_plain(model):
+        if is_plain(model):
             is_compiled = (kwargs.get("decided") or {}).get("torch_compile", args.torch_compile)
             compute_loss_with(model, loss_of or CrossEntropy(bool(is_compiled)))
+        elif loss_of is not None:
+            kind = causal_of(model).config.model_type
+            what = f"a model of type {kind} caps or scales its logits, or its head is not a linear map"
+            raise HfkitError(f"losses: {what}, and only its own cross-entropy trains it; fine-tune it")
         super().__init__(model, args, *others, **kwargs)
         self.settings = optimizer or Optimizer()
         self.task_metrics = task_metrics
