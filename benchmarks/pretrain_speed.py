@@ -22,6 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Trainer
 
 from hfkit.model import HfkitConfig, HfkitForCausalLM
 from hfkit.training import roof
+from hfkit.training.settings import Optimizer
 from hfkit.training.trainer import HfkitTrainer, training_arguments
 
 VOCABULARY, WIDTH, INTERMEDIATE, LAYERS, HEADS, TOKENS, ROWS = 8192, 256, 704, 6, 4, 256, 16
@@ -32,17 +33,17 @@ class Rows(torch.utils.data.Dataset):
     """Full rows of random tokens. `documents` is how many make up a row; more than none, and the rows have positions,
     which begin anew at each and make transformers build a block mask."""
 
-    def __init__(self, documents: int = 0):
-        self.documents = documents
+    def __init__(self, documents: int = 0, vocabulary: int = VOCABULARY, tokens: int = TOKENS):
+        self.documents, self.vocabulary, self.tokens = documents, vocabulary, tokens
 
     def __len__(self) -> int:
         return 100_000
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        ids = torch.randint(0, VOCABULARY, (TOKENS,), generator=torch.Generator().manual_seed(index))
+        ids = torch.randint(0, self.vocabulary, (self.tokens,), generator=torch.Generator().manual_seed(index))
         row = {"input_ids": ids, "labels": ids}
         if self.documents:
-            row["position_ids"] = torch.arange(TOKENS) % (TOKENS // self.documents)
+            row["position_ids"] = torch.arange(self.tokens) % (self.tokens // self.documents)
         return row
 
 
@@ -95,7 +96,7 @@ def with_trainer(
     with tempfile.TemporaryDirectory() as folder:
         if trainer_class is HfkitTrainer:
             args = training_arguments(values, Path(folder), logging_nan_inf_filter=False)
-            trainer: Trainer = HfkitTrainer(model, args, train_dataset=rows, optimizer="adamw")
+            trainer: Trainer = HfkitTrainer(model, args, train_dataset=rows, optimizer=Optimizer(name="adamw"))
         else:
             args = TrainingArguments(output_dir=folder, **values)
             trainer = Trainer(model, args, train_dataset=rows)
@@ -104,15 +105,23 @@ def with_trainer(
     return [after - before for before, after in zip(times.times, times.times[1:], strict=False)]
 
 
-def plain_loop(model: PreTrainedModel, steps: int, bf16: bool, device: torch.device) -> list[float]:
+def plain_loop(
+    model: PreTrainedModel,
+    steps: int,
+    bf16: bool,
+    device: torch.device,
+    rows: Rows | None = None,
+    batch: int = ROWS,
+    is_compiled: bool = True,
+) -> list[float]:
     """The times of the steps of a loop as one would write it by hand, with torch.compile."""
     model = model.to(device).train()
-    compiled = torch.compile(model)
+    compiled = torch.compile(model) if is_compiled else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, fused=True)
-    rows, times = Rows(), []
+    rows, times = rows or Rows(), []
     for step in range(steps):
         begun = time.perf_counter()
-        ids = torch.stack([rows[step * ROWS + index]["input_ids"] for index in range(ROWS)]).to(device)
+        ids = torch.stack([rows[step * batch + index]["input_ids"] for index in range(batch)]).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             loss = compiled(input_ids=ids, labels=ids, use_cache=False).loss
         loss.backward()

@@ -121,13 +121,21 @@ def named(text: str, prices: Prices) -> Machine:
     )
 
 
+def published(name: str) -> tuple[float, float, float, float, float] | None:
+    """What `TABLE` has of a device, by the name that torch gives it; None of one that it does not have, and of a part
+    of one (MIG), of which the numbers are not true."""
+    words = name.lower().replace("rtx ", "rtx").replace("-", " ").split()
+    found = next((TABLE[known] for part, known in LIKE.items() if part in words or known in words), None)
+    return None if "mig" in words else found
+
+
 def here(prices: Prices, flops: float) -> Machine:
     """This machine: its GPUs, or its processor."""
     import torch
 
     if torch.cuda.is_available():
         count, properties = torch.cuda.device_count(), torch.cuda.get_device_properties(0)
-        like = next((TABLE[LIKE[part]] for part in LIKE if part in properties.name.lower().replace(" ", "")), None)
+        like = published(properties.name)
         watts = prices.watts.get("here", (like[3] if like else 300) * count) / count
         bandwidth = like[2] * 1e9 if like else 5e11
         name, memory = properties.name, properties.total_memory
