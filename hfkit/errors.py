@@ -1,7 +1,9 @@
 """The one exception that a user's mistake raises, and the words that its messages are made of."""
 
 import difflib
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class HfkitError(Exception):
@@ -39,6 +41,18 @@ def reason(error: BaseException) -> str:
     """What a library's error says in one line, which may be its cause that says it."""
     told = error.__cause__ or error
     return (str(told).strip() or type(told).__name__).splitlines()[0]
+
+
+def way_to(place: str) -> str:
+    """How to get what is not at a place: a folder that lacks it, or an id on the Hub that did not answer."""
+    if Path(place).exists():
+        return "name a folder that has it"
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+        return f"it is not in the cache, and HF_HUB_OFFLINE is set: unset it, or `hf download {place}` once before"
+    return (
+        f"there is no such folder, and the Hub did not give it: correct the id, `hf auth login` if it is private or "
+        f"gated, and without a network `hf download {place}` once before"
+    )
 
 
 def shown(value: object) -> str:

@@ -12,10 +12,13 @@ from types import ModuleType
 from typing import Any
 
 from hfkit import manifest, recipe_yaml, stages
+from hfkit.data.guess import USUAL, guess, is_data_file
 from hfkit.errors import HfkitError, did_you_mean
+from hfkit.ranks import say
 from hfkit.recipe import Input, StageRecipe, marked, validate
 
 _HUB_ID = re.compile(r"(?!runs/)[\w.-]+(/[\w.-]+)?")
+_PATH = re.compile(r"[./~]|.*\.(jsonl?|csv|tsv|parquet|txt|md|py|gz|zst|zip|ya?ml|safetensors|gguf)$")
 
 
 @dataclasses.dataclass
@@ -114,7 +117,11 @@ def _resolve_inputs(
         several = {f"{name}.{index}": each for index, each in enumerate(given)} if isinstance(given, list) else {}
         for key, value in (several or {name: given}).items():
             if isinstance(value, str):
-                found = _resolve_input(source, key, value, marker, known, above, problems)
+                value = str(Path(value).expanduser()) if value.startswith("~") else value
+                if marker.kind == "data set" and is_data_file(value) and manifest.read_json(Path(value)) is None:
+                    found: Node | str | None = _implicit(source, key, value, problems)
+                else:
+                    found = _resolve_input(source, key, value, marker, known, above, problems)
                 inputs |= {} if found is None else {key: found}
     return inputs
 
@@ -143,13 +150,47 @@ def _resolve_input(
     else:
         made = manifest.read_json(Path(value))
         found, kind = value, load_stage(made["stage"]).MAKES if made else marker.kind
-        if not Path(value).exists() and not _HUB_ID.fullmatch(value):
-            rule = "there is no such folder; name a folder, a recipe (x.yaml) or an id on the Hub"
+        is_path = _PATH.match(value) or ("/" in value and Path(value).parent.is_dir())
+        if not Path(value).exists() and (is_path or not _HUB_ID.fullmatch(value)):
+            near = did_you_mean(Path(value).name, [each.name for each in Path(value).parent.glob("*")])
+            rule = f"there is no such folder, {near}; name a folder, a recipe (x.yaml) or an id on the Hub"
             problems.append(source.problem(place, f"{value}: {rule}"))
     if kind != marker.kind:
         name = key.split(".")[0]
         problems.append(source.problem(place, f"{value}: is a {kind}, but {name} must be a {marker.kind}"))
     return found
+
+
+def _implicit(source: recipe_yaml.Source, key: str, files: str, problems: list[str]) -> Node | None:
+    """The preparation of data files that stand where a data set is asked for, with its defaults.
+
+    What the recipe does not say of their columns is taken from their names, and set in it.
+    """
+    task = source.values.get("task", "text")
+    stage = load_stage("prepare")
+    try:
+        found = guess(files, task, source.values) if task in USUAL else None
+    except HfkitError as error:
+        problems.append(source.problem((key,), str(error)))
+        return None
+    if found is None:  # what is wrong with the task is told elsewhere
+        return None
+    source.values |= found.keys
+    column = {} if found.names.get("text", "text") == "text" else {"text": found.names["text"]}
+    kinds = {"text": "text"} if task == "text" else found.columns
+    values = {"stage": "prepare", "sources": [{"files": files, **column}], "columns": kinds}
+    name = ".".join([re.sub(r"[^\w.-]+", "-", files).strip("-."), "-".join(kinds)])
+    recipe = stage.Recipe.model_validate({**values, "output_dir": f"runs/{name}"})
+    node = Node(recipe_yaml.Source(Path(files), values), stage, recipe, {})
+    if found.names:
+        say(f"{files}: " + ", ".join(f"{key} is {columns}" for key, columns in found.names.items()))
+    try:
+        _check(node)
+    except HfkitError as error:
+        problems.extend(error.problems)
+        return None
+    node.made_from = _made_from(node)
+    return node
 
 
 def _check(node: Node) -> None:

@@ -63,7 +63,10 @@ def is_there(place: str, planned: StageRecipe | None) -> bool:
     if planned is None:
         return Path(place).is_dir()
     made = manifest.read_json(Path(place))
-    return made is not None and made["recipe"] == json.loads(planned.model_dump_json(exclude={"push"}))
+    if made is None:
+        return False
+    now = json.loads(planned.model_dump_json(exclude={"push"}))
+    return all(made["recipe"][key] == now[key] for key in made["recipe"].keys() & now.keys())
 
 
 AnyRecipe = TypeVar("AnyRecipe", bound=StageRecipe)
@@ -275,6 +278,8 @@ def _explain(error: pydantic.ValidationError, model: type[BaseModel], source: So
         else:
             rule = _RULES.get(kind, item["msg"]).format(**context)
             message = f"{rule}, got {shown(source.get(key))}"
+            if kind == "string_type" and source.origins.get(key) == "command line":
+                message += f"; quote it so that it is text: {'.'.join(map(str, key))}='\"...\"'"
         messages.setdefault(key, []).append(message)
     return [source.problem(key, _join(texts)) for key, texts in messages.items()]
 

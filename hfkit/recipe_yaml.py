@@ -150,6 +150,21 @@ def _scalar(text: str) -> Any:
     return float(text) if _FLOAT.fullmatch(text) else text
 
 
+def _override_value(text: str, key: Key, source: Source) -> Any:
+    """The value behind `key=` on the command line: YAML, or where it is none the text itself.
+
+    `{question}` is a template, though YAML takes it for a mapping from `question` to nothing.
+    """
+    if not text:
+        return None
+    try:
+        node = _compose(text, "command line")
+    except HfkitError:
+        return text
+    value = _construct(node, key, source, "command line") if node is not None else None
+    return text if isinstance(value, dict) and not any(value.values()) and value and text.startswith("{") else value
+
+
 def _override(source: Source, override: str) -> None:
     """Set one `key.sub=value` of the command line."""
     name, equals, text = override.partition("=")
@@ -166,8 +181,7 @@ def _override(source: Source, override: str) -> None:
             raise HfkitError(f"command line: {override}: {within} is {parent!r}, which has no keys of its own")
     for old in [old for old in source.origins if old[: len(key)] == key]:
         del source.origins[old]
-    node = _compose(text, "command line") if text else None
-    value = _construct(node, key, source, "command line") if node is not None else None
+    value = _override_value(text, key, source)
     source.origins[key] = "command line"
     try:
         parent[key[-1]] = value

@@ -5,6 +5,7 @@ finished (`hfkit.json`). Both files say what it is made from: the recipe, the fi
 stage says of the world outside (`external`).
 """
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +36,7 @@ def state_of(node: Node) -> tuple[State, list[str]]:
             f"choose another output_dir=..."
         )
     differences = _differences(made["made_from"], node.made_from)
+    differences += _changed_defaults(made, node, {line.partition(":")[0] for line in differences})
     for key, entry in made.get("inputs", {}).items():
         now = manifest.read_json(Path(entry["place"]))
         if not differences and now is not None and entry["digest"] not in (None, now["digest"]):
@@ -61,6 +63,18 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
             else:
                 lines.append(f"{name}: {before.get(key, 'default')} -> {after.get(key, 'default')}")
     return lines
+
+
+def _changed_defaults(made: dict[str, Any], node: Node, told: set[str]) -> list[str]:
+    """Keys that neither recipe sets, and whose default is another now. A new key changes nothing by its default."""
+    skipped = {"output_dir", *(key.split(".")[0] for key in node.inputs)}
+    now = _flat(json.loads(node.recipe.model_dump_json(exclude={"push", *skipped})))
+    before = _flat({key: value for key, value in made.get("recipe", {}).items() if key not in skipped})
+    return [
+        f"{key}: the default was {before[key]}, and is {now[key]}"
+        for key in sorted(before.keys() & now.keys() - told)
+        if before[key] != now[key]
+    ]
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

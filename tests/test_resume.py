@@ -264,7 +264,7 @@ def test_a_step_keeps_its_rows_on_another_number_of_processes(
     else:
         assert found == {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
         assert (
-            f"begun on {processes} processes, going on with {now}: each step has the same 8 rows"
+            f"begun on {processes} process{'es' * (processes > 1)}, going on with {now}: each step has the same 8 rows"
             in capsys.readouterr().out
         )
 
@@ -329,9 +329,7 @@ def test_a_run_begun_on_one_process_goes_on_with_two(output: str) -> None:
     interrupted(*PLAIN, output=output, event="on_step_begin", step=5, act=terminate)
     done = torchrun(PRETRAIN, *PLAIN, "prompts=[]", f"output_dir=runs/{output}")
     assert done.returncode == 0, done.stderr
-    assert (
-        done.stdout.count("begun on 1 processes, going on with 2: each step has the same 24 rows, 12 in a batch") == 1
-    )
+    assert done.stdout.count("begun on 1 process, going on with 2: each step has the same 24 rows, 12 in a batch") == 1
     assert_near(result(output), whole(*PLAIN))
 
 

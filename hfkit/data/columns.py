@@ -9,6 +9,7 @@ from hfkit.errors import did_you_mean, shown
 
 Kind = Literal["text", "texts", "label", "messages", "tools"]
 ROLES = ("system", "developer", "user", "assistant", "tool")
+SHAREGPT = {"human": "user", "gpt": "assistant", "bot": "assistant"}
 # What a message may hold beside role and content.
 FIELDS = ("name", "tool_calls", "tool_call_id", "reasoning_content")
 ALIASES = {"reasoning": "reasoning_content", "thinking": "reasoning_content"}
@@ -75,6 +76,9 @@ class Columns:
         return [self._message(message) for message in value]
 
     def _message(self, message: Any) -> dict[str, Any]:
+        if isinstance(message, dict) and {"from", "value"} <= message.keys():  # as ShareGPT writes them
+            told = {name: value for name, value in message.items() if name not in ("from", "value")}
+            message = {"role": SHAREGPT.get(message["from"], message["from"]), "content": message["value"], **told}
         if not isinstance(message, dict) or "role" not in message or not {"content", "tool_calls"} & message.keys():
             raise ValueError(f"a message must have role and content, got {shown(message)}")
         role = message["role"]

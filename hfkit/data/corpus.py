@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hfkit.errors import HfkitError, reason
+from hfkit.errors import HfkitError, reason, way_to
 
 SPLITS = ("train", "validation", "test")
 ROWS_READ_AT_ONCE = 256
@@ -115,6 +115,6 @@ def _hub_rows(place: str, split: str, columns: list[str] | None) -> Iterator[dic
     except Exception as error:  # the loader raises whatever the network, the Hub or the files bring up
         what = f" with a column {', '.join(columns)}" if columns else ""
         raise HfkitError(
-            f"{place}: split {split}{what} cannot be loaded from the Hub: {reason(error)}; "
-            f"a recipe of `stage: prepare` with `hub: {place}` makes the splits and takes any column"
+            f"{place}: split {split}{what} cannot be loaded from the Hub: {reason(error)}; {way_to(place)}. A "
+            f"recipe of `stage: prepare` with `hub: {place}` makes the splits and takes any column"
         ) from None

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from hfkit.data import stdlib
 from hfkit.data.columns import BadRow, Columns, Row
-from hfkit.errors import HfkitError, did_you_mean, reason
+from hfkit.errors import HfkitError, did_you_mean, reason, way_to
 from hfkit.recipe import RecipePart
 
 FORMATS = (".txt", ".md", ".py", ".jsonl", ".csv", ".parquet")  # also compressed: .gz, .zst
@@ -73,7 +73,7 @@ def files_of(source: Source) -> list[Path]:
     """
     pattern = Path(source.files or "")
     if pattern.is_dir():
-        paths = [path for path in pattern.rglob("*") if path.is_file() and _format(path) in FORMATS]
+        paths = [path for path in pattern.rglob("*") if path.is_file() and format_of(path) in FORMATS]
     elif not pattern.is_file() and any(character in str(pattern) for character in "*?["):
         found = Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor)))
         paths = [path for path in found if path.is_file()]
@@ -82,8 +82,8 @@ def files_of(source: Source) -> list[Path]:
     if not paths:
         raise HfkitError(f"{source.files}: no such file; name a file, a folder or a glob that exists")
     for path in paths:
-        if _format(path) not in FORMATS:
-            unknown = _format(path) or "without a suffix"
+        if format_of(path) not in FORMATS:
+            unknown = format_of(path) or "without a suffix"
             raise HfkitError(f"{path}: format {unknown} is not read; known: {' '.join(FORMATS)} (.gz, .zst)")
     return sorted(paths)
 
@@ -134,7 +134,8 @@ def _read_hub(source: Source, columns: Columns, names: dict[str, str]) -> Iterat
     except HfkitError:
         raise
     except Exception as error:  # the loader raises whatever the network, the Hub or the files bring up
-        raise HfkitError(f"{source.hub}: cannot be loaded: {reason(error)}; check id, name and split") from None
+        way = way_to(source.hub or "")
+        raise HfkitError(f"{source.hub}: cannot be loaded: {reason(error)}; check name and split: {way}") from None
 
 
 def _read_file(path: Path, source: Source, columns: Columns, names: dict[str, str]) -> Iterator[Row | BadRow]:
@@ -144,23 +145,23 @@ def _read_file(path: Path, source: Source, columns: Columns, names: dict[str, st
         ".parquet": _read_parquet,
     }
     try:
-        if _format(path) in readers:
-            yield from readers[_format(path)](path, columns, names)
+        if format_of(path) in readers:
+            yield from readers[format_of(path)](path, columns, names)
         elif columns.kinds != {"text": "text"}:
-            raise HfkitError(f"{path}: a {_format(path)} file has a text only, not {', '.join(columns.kinds)}")
+            raise HfkitError(f"{path}: a {format_of(path)} file has a text only, not {', '.join(columns.kinds)}")
         else:
-            with _open(path) as file:
+            with open_file(path) as file:
                 yield from _pieces(file, str(path), source.document)
     except (OSError, EOFError, zlib.error) as error:
         raise HfkitError(f"{path}: cannot be read: {error}; restore or remove the file") from None
 
 
-def _format(path: Path) -> str:
+def format_of(path: Path) -> str:
     """The suffix below the compression: `.jsonl` of `a.jsonl.gz`."""
     return Path(path.stem).suffix.lower() if path.suffix.lower() in (".gz", ".zst") else path.suffix.lower()
 
 
-def _open(path: Path) -> IO[bytes]:
+def open_file(path: Path) -> IO[bytes]:
     if path.suffix.lower() == ".gz":
         return gzip.open(path, "rb")  # type: ignore[return-value]
     if path.suffix.lower() == ".zst":
@@ -203,7 +204,7 @@ def _decode(content: bytes, origin: str) -> Row | BadRow:
 
 
 def _read_jsonl(path: Path, columns: Columns, names: dict[str, str]) -> Iterator[Row | BadRow]:
-    with _open(path) as file:
+    with open_file(path) as file:
         for number, line in enumerate(file, 1):
             origin = f"{path}:{number}"
             if not line.strip():
@@ -223,7 +224,7 @@ def _read_jsonl(path: Path, columns: Columns, names: dict[str, str]) -> Iterator
 
 def _read_csv(path: Path, columns: Columns, names: dict[str, str]) -> Iterator[Row | BadRow]:
     csv.field_size_limit(sys.maxsize)
-    with _open(path) as file:
+    with open_file(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
         reader = csv.DictReader(text, strict=True)
         _check_columns(names, reader.fieldnames or [], str(path))
@@ -246,7 +247,7 @@ def _read_parquet(path: Path, columns: Columns, names: dict[str, str]) -> Iterat
     import pyarrow.parquet
 
     try:
-        with _open(path) as file:
+        with open_file(path) as file:
             # A compressed Parquet file is read whole: the format needs to seek, and compresses by itself anyway.
             table = pyarrow.parquet.ParquetFile(path if path.suffix == ".parquet" else io.BytesIO(file.read()))
             _check_columns(names, table.schema_arrow.names, str(path))

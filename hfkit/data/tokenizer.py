@@ -1,9 +1,10 @@
 """Loading the tokenizer of a model that is to be trained or used."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from hfkit.data.chat import set_template
-from hfkit.errors import HfkitError, reason
+from hfkit.errors import HfkitError, reason, way_to
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -27,7 +28,7 @@ def load_tokenizer(
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except Exception as error:  # files, network and Hub fail in many ways
-        remedy = "a recipe of `stage: tokenizer` makes one"
+        remedy = "a recipe of `stage: tokenizer` makes one" if Path(place).exists() else way_to(place)
         raise HfkitError(f"{place}: no tokenizer can be loaded: {reason(error)}; {remedy}") from None
     if use == "train" and not tokenizer.is_fast:
         raise HfkitError(f"{place}: has no tokenizer.json; convert it with transformers and save it again")

@@ -26,12 +26,21 @@ OF_TRAINING = {
     **dict.fromkeys(("generate", "chat"), (*OF_TOKENS, "rouge1", "rouge2", "rougeL", "bleu", "exact_match")),
     "classify": ("loss", "accuracy", "f1"),
 }
+
 # The scores that each metric gives, where their names are others than its own.
 SCORES = {
     "rouge": ("rouge1", "rouge2", "rougeL", "rougeLsum"),
     "f1": ("f1", "f1_macro", "f1_micro", "f1_weighted"),
     "distinct": ("distinct_1", "distinct_2"),
 }
+
+
+def check_best(train: dict[str, Any] | None, task: str) -> Iterator[tuple[str, str]]:
+    """What is wrong with the metric that chooses the best checkpoint, which Trainer tells after an evaluation."""
+    name = (train or {}).get("metric_for_best_model")
+    if isinstance(name, str) and name.removeprefix("eval_") not in OF_TRAINING[task]:
+        hint = did_you_mean(name.removeprefix("eval_"), OF_TRAINING[task])
+        yield "train.metric_for_best_model", f"is not a score of this training, {hint}"
 
 
 class Limit(NamedTuple):

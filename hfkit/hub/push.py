@@ -84,8 +84,8 @@ def _finished(folder: Path) -> dict[str, Any]:
         what = "holds no hfkit.json: hfkit pushes what it made" if folder.is_dir() else "there is no such folder"
         raise HfkitError(f"{folder}: {what}; name a finished output_dir, such as runs/pretrain")
     if made.get("makes") not in KINDS:
-        what = made.get("makes") or "result of an older hfkit"
-        raise HfkitError(f"{folder}: is an {what}; models, tokenizers and data sets are pushed")
+        what = f"an {made['makes']}" if made.get("makes") else "of an older hfkit"
+        raise HfkitError(f"{folder}: is {what}; models, tokenizers and data sets are pushed")
     missing = [name for name in made["files"] if not (folder / name).is_file()]
     changed = sorted({*missing, *manifest.changed_files(folder, made)})
     if changed:

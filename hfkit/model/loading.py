@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfkit import manifest
-from hfkit.errors import HfkitError, reason
+from hfkit.errors import HfkitError, reason, way_to
 from hfkit.manifest import ADAPTER, is_adapter
 from hfkit.model.vocabulary import grow
 
@@ -92,7 +92,7 @@ def load_config(place: str, trust_remote_code: bool = False) -> "PretrainedConfi
     try:
         return transformers.AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     except Exception as error:  # files, network and Hub fail in many ways
-        raise HfkitError(f"{place}: no model can be loaded: {reason(error)}; name a model's folder or id") from None
+        raise HfkitError(f"{place}: no model can be loaded: {reason(error)}; {way_to(place)}") from None
 
 
 def is_classifier(place: str, config: "PretrainedConfig") -> bool | None:

@@ -63,7 +63,8 @@ def work(recipe: Recipe, known: dict[str, Known]) -> Work:
 
     texts = known["data"]
     models = {place: known[f"models.{index}"] for index, place in enumerate(recipe.models)}
-    found = {Path(place).stem: model for place, model in models.items() if isinstance(model, Model)}
+    names = _distinct([place.removesuffix(".yaml") for place in recipe.models])
+    found = {name: model for name, model in zip(names, models.values(), strict=True) if isinstance(model, Model)}
     if len(found) < len(models) or not isinstance(texts, Texts):
         return parts.unknown(*(place for place, model in models.items() if not isinstance(model, Model)))
     scores = Chore("scores and intervals", parts.SCORING * len(found))
@@ -117,8 +118,12 @@ def _models(places: dict[str, str]) -> dict[str, str]:
 def _names(places: dict[str, str]) -> dict[str, str]:
     """The models by names that tell them apart: the last part of the place, where that is enough."""
     found = list(_models(places).values())
-    short = [Path(place).name for place in found]
-    return {name if short.count(name) == 1 else place: place for name, place in zip(short, found, strict=True)}
+    return dict(zip(_distinct(found), found, strict=True))
+
+
+def _distinct(places: list[str]) -> list[str]:
+    short = [Path(place).name for place in places]
+    return [name if short.count(name) == 1 else place for name, place in zip(short, places, strict=True)]
 
 
 def _flat(found: dict[str, Any]) -> dict[str, Any]:

@@ -71,6 +71,7 @@ def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe
     """What can be known before a weight is loaded or a row is tokenized."""
     from hfkit.training.adapters import refuse_adapter
 
+    yield from accept.check_best(recipe.train, recipe.task)
     problems = list(check_data(recipe, places["data"], recipes.get("data")))
     yield from problems
     known = [*accept.OF_TRAINING[recipe.task], *accept.COSTS]

@@ -10,6 +10,7 @@ import pydantic
 from hfkit.data import corpus
 from hfkit.data.tokenizer import load_tokenizer
 from hfkit.errors import HfkitError
+from hfkit.evaluation import accept
 from hfkit.planning.work import Known, Texts, Tokens, Work
 from hfkit.ranks import on_main, say, world_size
 from hfkit.recipe import Input, Push, Section, StageRecipe
@@ -51,6 +52,7 @@ class Recipe(StageRecipe):
 
 def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> Iterator[tuple[str, str]]:
     """What can be known before a weight is allocated or a row is tokenized."""
+    yield from accept.check_best(recipe.train, "text")
     length, positions = recipe.sequence_length, recipe.model.get("max_position_embeddings")
     if positions is not None and length > positions:
         yield "sequence_length", f"must be at most model.max_position_embeddings={positions}, got {length}; change one"

@@ -8,6 +8,7 @@ import pydantic
 
 from hfkit.compression.settings import Pruning, Recover, check_calibration, check_recover
 from hfkit.errors import refuse
+from hfkit.evaluation import accept
 from hfkit.evaluation.accept import Accept
 from hfkit.evaluation.settings import ScoredRecipe
 from hfkit.planning.work import Known, Model, Texts, Work
@@ -56,6 +57,7 @@ def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe
     from hfkit.compression import pruning
     from hfkit.evaluation import checks
 
+    yield from accept.check_best(recipe.train, recipe.task)
     yield from check_calibration(recipe, places, recipe.pruning.needs_data, recipe.pruning.method)
     if recipe.recover is not None:
         yield from check_recover(recipe.recover)

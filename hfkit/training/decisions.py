@@ -160,8 +160,12 @@ def batches_for(decided: dict[str, Any], args: TrainingArguments) -> dict[str, i
     share = rows // processes
     batch = next(size for size in range(min(batch, share), 0, -1) if share % size == 0)
     say(
-        f"  begun on {decided['processes']} processes, going on with {processes}: each step has the same {rows} rows, "
-        f"{batch} in a batch, {share // batch} batches a process. Sums over processes are rounded differently, and "
-        f"each process draws its own random numbers."
+        f"  begun on {_processes(decided['processes'])}, going on with {processes}: each step has the same {rows} "
+        f"rows, {batch} in a batch, {share // batch} batches a process. Sums over processes are rounded differently, "
+        f"and each process draws its own random numbers."
     )
     return {"per_device_train_batch_size": batch, "gradient_accumulation_steps": share // batch}
+
+
+def _processes(count: int) -> str:
+    return "1 process" if count == 1 else f"{count} processes"

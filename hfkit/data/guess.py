@@ -1,0 +1,125 @@
+"""What the columns of a data file are for, by the names that they usually have.
+
+A recipe may name a data file, or several by a glob, where it takes a data set: `prepare` then runs with its defaults,
+on the columns that are found here.
+"""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hfkit.data.columns import Kind
+from hfkit.data.sources import FORMATS, Source, files_of, format_of, open_file
+from hfkit.data.tasks import fields_of
+from hfkit.errors import HfkitError, shown
+
+# Of each key of a task the names, in the order in which they are looked for; several together make a template.
+USUAL: dict[str, dict[str, tuple[tuple[str, ...], ...]]] = {
+    "text": {"text": (("text",), ("content",))},
+    "generate": {
+        "prompt": (("prompt",), ("question",), ("instruction", "input"), ("instruction",), ("source",)),
+        "completion": (("completion",), ("answer",), ("output",), ("response",), ("target",)),
+    },
+    "chat": {"messages": (("messages",), ("conversations",))},
+    "classify": {"prompt": (("text",), ("sentence",), ("content",)), "label": (("label",), ("category",), ("class",))},
+}
+KINDS: dict[str, Kind] = {"messages": "messages", "label": "label"}
+TEMPLATES = ("prompt", "completion")
+
+
+class Guess(NamedTuple):
+    """
+    Args:
+        columns: of the data set, with their kinds.
+        keys: that the recipe does not set: what they are by the names of the columns.
+        names: of each of them the columns, for a person.
+    """
+
+    columns: dict[str, Kind]
+    keys: dict[str, str]
+    names: dict[str, str]
+
+
+def is_data_file(place: str) -> bool:
+    """Whether a place is a file, a glob, or a folder of files that hfkit reads, and no data set yet."""
+    path = Path(place)
+    if any(character in place for character in "*?["):
+        return True
+    if path.is_dir():
+        return not any(path.glob("*.parquet")) and any(format_of(each) in FORMATS for each in path.rglob("*"))
+    return format_of(path) in FORMATS
+
+
+def guess(files: str, task: str, values: dict[str, Any]) -> Guess:
+    """The columns of data files for a task.
+
+    Args:
+        values: the recipe's own, which say what they name.
+
+    Raises:
+        HfkitError: if there are no such files, or their columns do not tell; it shows them.
+    """
+    first = files_of(Source(files=files))[0]
+    row = _first_row(first)
+    columns: dict[str, Kind] = {}
+    keys, names = {}, {}
+    for key, usual in USUAL[task].items():
+        given = values.get(key)
+        if given is not None and not isinstance(given, str):
+            continue  # which is told elsewhere
+        if given is not None:
+            found: tuple[str, ...] | None = tuple(fields_of(given)) if key in TEMPLATES else (given,)
+            if row and not row.keys() >= set(found or ()):
+                raise HfkitError(_unknown(first, row, task, key))
+        else:
+            found = next((some for some in usual if row.keys() >= {*some}), None)
+            if found is None:
+                raise HfkitError(_unknown(first, row, task, key))
+            if key != "text":
+                keys[key] = "\n".join(f"{{{name}}}" for name in found) if key in TEMPLATES else found[0]
+            names[key] = " and ".join(found)
+        columns |= {name: KINDS.get(key, "text") for name in found or ()}
+    if task == "chat" and "tools" in row:
+        columns["tools"] = "tools"
+    return Guess(columns, keys, names)
+
+
+def _unknown(path: Path, row: dict[str, Any], task: str, key: str) -> str:
+    """The columns, and the two lines that say what they are."""
+    there = "\n".join(f"    {name}: {shown(value)}" for name, value in row.items())
+    several = "{<column>}" if key in TEMPLATES else "<column>"
+    lines = f"    {key}: '{several}'" if key != "text" else "    text: <column>   # of a source of `stage: prepare`"
+    return (
+        f"{path}: no column is known to be the {key}. Its columns, with the first row:\n{there}\n"
+        f"  Say which in the recipe:\n    task: {task}\n{lines}"
+    )
+
+
+def _first_row(path: Path) -> dict[str, Any]:
+    """The first row of a file by its columns; empty where it has none that can be read."""
+    kind = format_of(path)
+    if kind == ".parquet":
+        import pyarrow.parquet
+
+        try:
+            with open_file(path) as file:
+                batches = pyarrow.parquet.ParquetFile(io.BytesIO(file.read())).iter_batches(batch_size=1)
+                return next((batch.to_pylist()[0] for batch in batches if len(batch)), {})
+        except (OSError, pyarrow.ArrowInvalid) as error:
+            raise HfkitError(f"{path}: not a Parquet file: {error}; restore or remove the file") from None
+    if kind not in (".jsonl", ".csv"):
+        return {"text": ""}
+    with open_file(path) as file:
+        if kind == ".csv":
+            text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace", newline="")
+            return next(csv.DictReader(text), {})
+        for line in file:
+            try:
+                row = json.loads(line.decode("utf-8-sig"))
+            except ValueError:
+                continue
+            if isinstance(row, dict):
+                return row
+    return {}
