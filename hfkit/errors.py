@@ -45,7 +45,7 @@ def reason(error: BaseException) -> str:
 
 def way_to(place: str) -> str:
     """How to get what is not at a place: a folder that lacks it, or an id on the Hub that did not answer."""
-    if Path(place).exists():
+    if Path(place).exists() or place.startswith((".", "/", "~")):
         return "name a folder that has it"
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
         return f"it is not in the cache, and HF_HUB_OFFLINE is set: unset it, or `hf download {place}` once before"

@@ -35,9 +35,22 @@ def prepared(folder: Path, split: str = "train") -> list[dict[str, Any]]:
         ([{"question": "a", "topic": 3}], ["x", "y"], "label 3 is out of range: `labels` has 2 names"),
         ([{"question": "a", "topic": -1}], ["x", "y"], "label -1 is out of range"),
         ([{"question": "a", "topic": "sprot"}], ["sport", "art"], 'not among `labels`, did you mean "sport"?'),
-        ([{"question": "a", "topic": 1.5}], None, "must be a label, a text or a whole number, got 1.5"),
-        ([{"question": "a", "topic": True}], None, "must be a label, a text or a whole number, got True"),
-        ([{"question": "a", "topic": None}], ["x"], "must be a label, a text or a whole number, got None"),
+        ([{"question": "a", "topic": 1.5}], None, "must be a label: a text, a whole number, true or false, got 1.5"),
+        (
+            [{"question": "a", "topic": float("nan")}],
+            None,
+            "must be a label: a text, a whole number, true or false, got nan",
+        ),
+        (
+            [{"question": "a", "topic": True}, {"question": "a", "topic": 1}],
+            None,
+            "must be true or false as in the rows",
+        ),
+        (
+            [{"question": "a", "topic": None}],
+            ["x"],
+            "must be a label: a text, a whole number, true or false, got None",
+        ),
         ([{"question": "a", "topic": "x"}, {"question": "a", "topic": 0}], None, "must be text as in the rows before"),
         (
             [{"question": "a", "topic": 0}, {"question": "a", "topic": "x"}],
@@ -82,6 +95,16 @@ def test_labels_by_name_and_by_number(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("question,topic\na,1\n", encoding="utf-8")  # CSV has no numbers
     (row,) = read(tmp_path / "rows.csv", KINDS, ["x", "y"])
     assert isinstance(row, Row) and row.values["topic"] == "y"
+
+
+def test_labels_as_pandas_and_python_write_them(tmp_path: Path) -> None:
+    for values, labels, names in (
+        ([0.0, 1.0, 1], None, ["0", "1", "1"]),
+        ([True, False], None, ["true", "false"]),
+        ([1.0, True, 0], ["no", "yes"], ["yes", "yes", "no"]),
+    ):
+        path = lines(tmp_path / "rows.jsonl", *({"question": "a", "topic": value} for value in values))
+        assert [row.values["topic"] for row in read(path, KINDS, labels) if isinstance(row, Row)] == names
 
 
 def test_columns_have_other_names_in_each_source(tmp_path: Path) -> None:

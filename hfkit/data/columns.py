@@ -24,10 +24,11 @@ class Row(NamedTuple):
 
 
 class BadRow(NamedTuple):
-    """A row that cannot be read: where, and what is wrong with it."""
+    """A row that cannot be read: where it begins, what is wrong with it, and how many lines it took."""
 
     origin: str
     reason: str
+    lines: int = 1
 
 
 class Columns:
@@ -94,14 +95,18 @@ class Columns:
         return found
 
     def _label(self, value: Any) -> str:
-        if isinstance(value, bool) or not isinstance(value, (str, int)):
-            raise ValueError(f"must be a label, a text or a whole number, got {shown(value)}")
+        """The name of a class. Whole numbers may be written as pandas does, 1.0, and yes or no as true and false."""
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if not isinstance(value, str | bool | int):
+            raise ValueError(f"must be a label: a text, a whole number, true or false, got {shown(value)}")
         if self.labels is None:
             self._label_type = self._label_type or type(value)
-            if not isinstance(value, self._label_type):
-                kind = "text" if self._label_type is str else "a whole number"
+            if type(value) is not self._label_type:
+                kind = {str: "text", bool: "true or false"}.get(self._label_type, "a whole number")
                 raise ValueError(f"must be {kind} as in the rows before, got {shown(value)}")
-            return str(value)
+            return str(value).lower() if isinstance(value, bool) else str(value)
+        value = int(value) if isinstance(value, bool) else value
         if value in self.labels:
             return str(value)
         if isinstance(value, str) and not value.isdecimal():

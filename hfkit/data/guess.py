@@ -7,6 +7,7 @@ on the columns that are found here.
 import csv
 import io
 import json
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,7 +99,14 @@ def _unknown(path: Path, row: dict[str, Any], task: str, key: str) -> str:
 
 
 def _first_row(path: Path) -> dict[str, Any]:
-    """The first row of a file by its columns; empty where it has none that can be read."""
+    """The first row of a file by its columns; empty where it has none that can be read, which `prepare` tells."""
+    try:
+        return _read_first(path)
+    except (OSError, EOFError, zlib.error, csv.Error):
+        return {}
+
+
+def _read_first(path: Path) -> dict[str, Any]:
     kind = format_of(path)
     if kind == ".parquet":
         import pyarrow.parquet

@@ -1,10 +1,12 @@
 """Rows from files, from the standard library and from the Hub, one reader a format."""
 
 import csv
+import glob
 import gzip
 import io
 import itertools
 import json
+import os
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -68,15 +70,16 @@ class Source(RecipePart):
 def files_of(source: Source) -> list[Path]:
     """The files of a `files` source, in the order of their names.
 
+    Links are followed. A file that several names lead to is read once, so that links may lead in circles.
+
     Raises:
         HfkitError: if there are none, or one is in a format that hfkit does not read.
     """
-    pattern = Path(source.files or "")
+    pattern = Path(source.files or "").expanduser()
     if pattern.is_dir():
-        paths = [path for path in pattern.rglob("*") if path.is_file() and format_of(path) in FORMATS]
-    elif not pattern.is_file() and any(character in str(pattern) for character in "*?["):
-        found = Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor)))
-        paths = [path for path in found if path.is_file()]
+        paths = [path for path in _walk(pattern) if format_of(path) in FORMATS]
+    elif not pattern.is_file() and glob.has_magic(str(pattern)):
+        paths = [Path(name) for name in glob.glob(str(pattern), recursive=True) if Path(name).is_file()]
     else:
         paths = [pattern] if pattern.is_file() else []
     if not paths:
@@ -85,7 +88,20 @@ def files_of(source: Source) -> list[Path]:
         if format_of(path) not in FORMATS:
             unknown = format_of(path) or "without a suffix"
             raise HfkitError(f"{path}: format {unknown} is not read; known: {' '.join(FORMATS)} (.gz, .zst)")
-    return sorted(paths)
+    by_shortest = sorted(paths, key=lambda path: (len(path.parts), path))
+    return sorted({path.resolve(): path for path in reversed(by_shortest)}.values())
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """The files in a folder and those below, each folder once."""
+    seen = set[Path]()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders.sort()
+        if Path(place).resolve() in seen:
+            folders.clear()
+            continue
+        seen.add(Path(place).resolve())
+        yield from (Path(place, name) for name in names if Path(place, name).is_file())
 
 
 def read(source: Source, columns: Columns, wanted: Callable[[str], bool] | None = None) -> Iterator[Row | BadRow]:
@@ -135,7 +151,7 @@ def _read_hub(source: Source, columns: Columns, names: dict[str, str]) -> Iterat
         raise
     except Exception as error:  # the loader raises whatever the network, the Hub or the files bring up
         way = way_to(source.hub or "")
-        raise HfkitError(f"{source.hub}: cannot be loaded: {reason(error)}; check name and split: {way}") from None
+        raise HfkitError(f"{source.hub}: cannot be loaded: {reason(error)}; check id, name and split; {way}") from None
 
 
 def _read_file(path: Path, source: Source, columns: Columns, names: dict[str, str]) -> Iterator[Row | BadRow]:
@@ -226,20 +242,32 @@ def _read_csv(path: Path, columns: Columns, names: dict[str, str]) -> Iterator[R
     csv.field_size_limit(sys.maxsize)
     with open_file(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        reader = csv.DictReader(text, strict=True)
-        _check_columns(names, reader.fieldnames or [], str(path))
+        reader = csv.reader(text, strict=True)
+        header: list[str] | None = None
         while True:
+            first = reader.line_num + 1
             try:
-                row = next(reader)
+                fields = next(reader)
             except StopIteration:
-                return
+                break
             except csv.Error as error:
-                yield BadRow(f"{path}:{reader.reader.line_num}", f"not CSV: {error}; close its quotes")
+                if "end of data" in str(error) or header is None:
+                    raise HfkitError(
+                        f"{path}:{first}: not CSV: a quote that is opened in this row is never closed; close it"
+                        if header is not None
+                        else f"{path}:{first}: not CSV: {error}; correct its header"
+                    ) from None
+                yield BadRow(f"{path}:{first}", f"not CSV: {error}; close its quotes", reader.line_num - first + 1)
                 continue
-            if None in row:
-                yield BadRow(f"{path}:{reader.line_num}", "has more fields than the header; put it in quotes")
-            else:
-                yield columns.row(row, names, f"{path}:{reader.line_num}")
+            if header is None:
+                header = fields
+                _check_columns(names, header, str(path))
+            elif len(fields) > len(header):
+                yield BadRow(f"{path}:{first}", "has more fields than the header; put it in quotes")
+            elif fields:
+                yield columns.row(dict(itertools.zip_longest(header, fields)), names, f"{path}:{first}")
+    if header is None:
+        _check_columns(names, [], str(path))
 
 
 def _read_parquet(path: Path, columns: Columns, names: dict[str, str]) -> Iterator[Row | BadRow]:

@@ -172,7 +172,7 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
                     characters[split] += length
                     size[split] += sum(len(text.encode()) for text in texts)
 
-    dropped["bad row"] = len(bad_rows)
+    dropped["bad row"] = sum(row.lines for row in bad_rows)
     _check_bad_rows(bad_rows, kept.total() + dropped.total(), recipe.bad_rows)
     for split in SPLITS:
         if not kept[split]:
@@ -262,12 +262,13 @@ def split_of(key: bytes, split: Split, claimed: Collection[str | None] = ()) -> 
 
 
 def _check_bad_rows(bad_rows: list[BadRow], total: int, allowed: BadRows | None) -> None:
-    if allowed is None or len(bad_rows) <= allowed.skip * total:
+    lines = sum(row.lines for row in bad_rows)
+    if allowed is None or lines <= allowed.skip * total:
         return
     shown = "\n".join(f"  {row.origin}: {row.reason}" for row in bad_rows[:SHOWN_BAD_ROWS])
     raise HfkitError(
-        f"bad_rows.skip={allowed.skip}: {len(bad_rows)} of {total} rows are bad, more than that share; "
-        f"mend them or raise it:\n{shown}"
+        f"bad_rows.skip={allowed.skip}: {lines} of {total} rows are bad, more than that share; "
+        f"correct them or raise it:\n{shown}"
     )
 
 

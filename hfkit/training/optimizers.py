@@ -99,8 +99,8 @@ def _like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
 def fastest_orthogonalization(model: nn.Module, device: torch.device) -> str:
     """The precision in which this machine orthogonalizes the matrices of a model fastest: `fp32` or `bf16`.
 
-    It is bf16 only where that is much faster, so that runs on a busy machine agree. A GPU is not asked. Of processors some have bfloat16 instructions and are slower with them, and others emulate them
-    at a hundredth of the speed.
+    It is bf16 only where that is much faster, so that runs on a busy machine agree. A GPU is not asked. Of processors
+    some have bfloat16 instructions and are slower with them, and others emulate them at a hundredth of the speed.
     """
     if device.type != "cpu":
         return "bf16"

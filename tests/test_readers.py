@@ -1,0 +1,120 @@
+"""Readers of files: whatever the bytes are, there come rows, counted bad rows, or one error."""
+
+import csv
+import gzip
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hfkit.data.columns import BadRow, Columns, Row
+from hfkit.data.guess import guess
+from hfkit.data.sources import Source, files_of, read
+from hfkit.errors import HfkitError
+from hfkit.stages import prepare
+
+FUZZ = settings(
+    max_examples=120, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+# Bytes of any kind, and such as the format would have in the main.
+TEXTS = st.lists(st.sampled_from(['"', ",", "\n", "\r", "a", "text", "{", "}", "[", ":", "\\ud83d", "\0", "é", " "]))
+CONTENTS = st.one_of(st.binary(max_size=200), TEXTS.map(lambda parts: "".join(parts).encode()))
+
+
+def rows_of(path: Path, kinds: dict[str, Any] | None = None) -> list[Row | BadRow]:
+    return list(read(Source(files=str(path)), Columns(kinds or {"text": "text"})))
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".py", ".jsonl", ".csv", ".parquet", ".txt.gz", ".jsonl.zst", ".csv.gz"])
+def test_no_bytes_break_a_reader(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+
+    @FUZZ
+    @given(content=CONTENTS, is_header_right=st.booleans(), is_compressed=st.booleans())
+    def fuzz(content: bytes, is_header_right: bool, is_compressed: bool) -> None:
+        content = b"text\n" + content if is_header_right and ".csv" in suffix else content
+        path.write_bytes(gzip.compress(content) if is_compressed and suffix.endswith(".gz") else content)
+        try:
+            found = rows_of(path)
+        except HfkitError as error:
+            assert str(path) in str(error) and "; " in str(error), "it names the file and a remedy"
+        else:
+            for row in found:
+                assert isinstance(row, BadRow) or row.values["text"].encode() is not None
+                assert row.origin.startswith(str(path)) and (isinstance(row, Row) or (row.reason and row.lines > 0))
+        try:
+            guess(str(path), "text", {})
+        except HfkitError as error:
+            assert str(path) in str(error)
+
+    fuzz()
+
+
+@FUZZ
+@given(rows=st.lists(st.lists(st.text(max_size=8), min_size=2, max_size=2), max_size=8))
+def test_csv_gives_back_what_was_written(tmp_path: Path, rows: list[list[str]]) -> None:
+    text = io.StringIO()
+    csv.writer(text).writerows([["text", "other"], *rows])
+    path = tmp_path / "a.csv"
+    try:
+        path.write_text(text.getvalue(), encoding="utf-8", newline="")
+    except UnicodeEncodeError:
+        return
+    assert [row.values["text"] for row in rows_of(path) if isinstance(row, Row)] == [row[0] for row in rows]
+
+
+def test_the_lines_that_a_bad_row_swallowed_count_and_the_first_is_named(tmp_path: Path) -> None:
+    lines = [f"row {number}" for number in range(300)]
+    lines[100], lines[140] = '"row 100', 'row 140" and more'
+    path = tmp_path / "a.csv"
+    path.write_text("text\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    bad = [row for row in rows_of(path) if isinstance(row, BadRow)]
+    assert [(row.origin, row.lines) for row in bad] == [(f"{path}:102", 41)]
+    values = {"stage": "prepare", "sources": [{"files": str(path)}], "split": {"validation": 0.2, "test": 0.2}}
+    for share, is_refused in ((0.1, True), (0.2, False)):
+        recipe = prepare.Recipe.model_validate({**values, "bad_rows": {"skip": share}})
+        if is_refused:
+            with pytest.raises(HfkitError, match="41 of 300 rows are bad, more than that share"):
+                prepare.run(recipe, {}, tmp_path)
+        else:
+            assert prepare.run(recipe, {}, tmp_path)["dropped"] == {"bad row": 41}
+
+
+def test_a_quote_that_is_never_closed_stops_the_run(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text\n" + "fine\n" * 9 + '"open\n' + "lost\n" * 90, encoding="utf-8")
+    values = {"stage": "prepare", "sources": [{"files": str(path)}], "bad_rows": {"skip": 0.9}}
+    with pytest.raises(HfkitError, match=r"a\.csv:11: not CSV: a quote that is opened in this row is never closed"):
+        prepare.run(prepare.Recipe.model_validate(values), {}, tmp_path)
+
+
+@pytest.mark.parametrize("kind, value", [("text", "\ud83d"), ("label", "\ud83d"), ("texts", ["a", "\ud83d"])])
+def test_half_a_surrogate_pair_is_a_bad_row(tmp_path: Path, kind: str, value: Any) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"x": "a" if kind != "texts" else ["a"]}) + "\n" + json.dumps({"x": value}) + "\n")
+    good, bad = rows_of(path, {"x": kind})
+    assert isinstance(good, Row) and isinstance(bad, BadRow)
+    assert bad.origin == f"{path}:2" and "is not UTF-8" in bad.reason
+
+
+def test_links_are_followed_once_and_circles_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    near, far = tmp_path / "near", tmp_path / "far"
+    for folder in (near, far):
+        folder.mkdir()
+        for name in "ab":
+            (folder / f"{name}.txt").write_text(f"{folder.name} {name}", encoding="utf-8")
+    try:
+        (near / "link").symlink_to(far)
+        (far / "back").symlink_to(near)
+        (near / "again.txt").symlink_to(near / "a.txt")
+    except OSError:
+        pytest.skip("no links here")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for place in (str(near), f"{near}/**/*.txt", "~/near"):
+        found = files_of(Source(files=place))
+        assert sorted(path.read_text(encoding="utf-8") for path in found) == ["far a", "far b", "near a", "near b"]
+        assert found == sorted(found) and near / "a.txt" in found, "by its shortest name"
