@@ -335,6 +335,22 @@ def test_bad_file_is_named(tmp_path: Path, name: str, content: bytes, message: s
         list(corpus.texts(str(tmp_path), "train")) if name == "train.parquet" else read(files=path)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "cp1252", "cp1250"])
+def test_ftfy_is_asked_of_places_alone_and_says_what_it_says_of_whole_texts(encoding: str) -> None:
+    """Right texts in several scripts, and the same decoded wrongly, far apart and at the ends."""
+    from ftfy.badness import is_bad
+
+    words = ["Größe", "naïve café", "Ωμέγα", "привет", "日本語", "“quoted” — and … more", "fin\u00a0", "œuvre", "Ðæ"]
+    rng = random.Random(0)
+    verdicts = set()
+    for _ in range(400):
+        parts = [rng.choice(words) if rng.random() < 0.3 else "x" * rng.randrange(12) for _ in range(12)]
+        text = rng.choice(["", " "]).join(parts).encode().decode(encoding, errors="replace")
+        assert prepare._may_be_mojibake(text) == is_bad(text)
+        verdicts.add(is_bad(text))
+    assert verdicts == ({False} if encoding == "utf-8" else {True, False} & verdicts | {True})
+
+
 @pytest.mark.parametrize("name", ["none.txt", "*.none"])
 def test_missing_file_is_told_before_the_run(tmp_path: Path, name: str) -> None:
     recipe = prepare.Recipe.model_validate({"stage": "prepare", "sources": [{"files": f"{tmp_path}/{name}"}]})

@@ -212,7 +212,7 @@ def _pieces(file: IO[bytes], origin: str, document: str) -> Iterator[Row | BadRo
 def _decode(content: bytes, origin: str) -> Row | BadRow:
     """UTF-8, with or without a byte-order mark."""
     try:
-        return Row({"text": content.decode("utf-8-sig")}, origin)
+        return Row({"text": content.decode().removeprefix("\ufeff")}, origin)
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         where = origin if origin.rpartition(":")[2].isdigit() else f"{origin}:{line}"

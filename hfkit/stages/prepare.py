@@ -1,7 +1,9 @@
 """Rows from anywhere to three Parquet files: checked, cleaned, each once, split by their own hash."""
 
+import functools
 import hashlib
 import json
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -24,6 +26,8 @@ from hfkit.recipe import Push, RecipePart, StageRecipe
 MAKES, DISTRIBUTED = "data set", False
 SPLITS = ("train", "validation", "test")
 SHOWN_BAD_ROWS = 20
+APART = "\0" * 4  # between places of a text
+_AROUND_NON_ASCII = re.compile(r"(?s).{0,3}[^\x00-\x7f].{0,3}(?:[^\x00-\x7f].{0,3})*")
 CLEANED_A_SECOND, PACKED = 2e7, 0.3  # of a plan: bytes cleaned and written, and their share on the disk
 
 
@@ -145,7 +149,7 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     ):
         for source, row in ((each, row) for each in first for row in sources.read(each, columns)):
             bar.update()
-            row = row._replace(origin=_printable(without_places(row.origin)))
+            row = row._replace(origin=_origin(row.origin))
             if isinstance(row, BadRow):
                 if recipe.bad_rows is None:
                     remedy = "mend the row, or allow a share of bad rows: `bad_rows: {skip: 0.01}`"
@@ -200,6 +204,17 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     return metrics
 
 
+def _origin(origin: str) -> str:
+    """`books.jsonl:17` as it may be stored."""
+    place, colon, line = origin.rpartition(":")
+    return f"{_place(place)}:{line}" if colon and line.isdigit() else _place(origin)
+
+
+@functools.lru_cache(maxsize=4096)
+def _place(place: str) -> str:
+    return _printable(without_places(place))
+
+
 def _printable(text: str) -> str:
     """File names and keys may hold what is not Unicode."""
     return text.encode(errors="backslashreplace").decode()
@@ -243,12 +258,22 @@ def clean(text: str, repair: bool) -> str:
     """Unicode NFC, with text that was decoded wrongly mended. ASCII has nothing to mend and is passed as it is."""
     if text.isascii():
         return text
-    if repair:
+    if repair and _may_be_mojibake(text):
         import ftfy
 
         # Only the encoding is mended: quotes, ligatures and widths are the author's.
         text = ftfy.fix_encoding(text)
     return unicodedata.normalize("NFC", text)
+
+
+def _may_be_mojibake(text: str) -> bool:
+    """Whether ftfy finds wrongly decoded text: it looks at what is not ASCII and a few characters around it alone.
+
+    Its patterns are no longer than that, and over a whole text they take most of the time of a preparation.
+    """
+    from ftfy.badness import is_bad
+
+    return is_bad(APART.join(_AROUND_NON_ASCII.findall(text)))
 
 
 def split_of(key: bytes, split: Split, claimed: Collection[str | None] = ()) -> str:
@@ -308,20 +333,27 @@ class ParquetWriters:
             split: pyarrow.parquet.ParquetWriter(folder / f"{split}.parquet", self.schema, compression="zstd")
             for split in SPLITS
         }
-        self.rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+        self.columns: dict[str, dict[str, list[Any]]] = {split: self._empty() for split in SPLITS}
         self.waiting = Counter[str]()
 
     def write(self, split: str, row: Row, length: int) -> None:
-        values = {name: _stored(value, self.kinds[name]) for name, value in row.values.items()}
-        self.rows[split].append({**values, "source": row.origin})
+        columns = self.columns[split]
+        for name, kind in self.kinds.items():
+            columns[name].append(_stored(row.values[name], kind))
+        columns["source"].append(row.origin)
         self.waiting[split] += length
         if self.waiting[split] >= self.BATCH_BYTES:
             self._flush(split)
 
     def _flush(self, split: str) -> None:
-        if self.rows[split]:
-            self.files[split].write_table(self.pyarrow.Table.from_pylist(self.rows[split], schema=self.schema))
-        self.rows[split], self.waiting[split] = [], 0
+        columns = self.columns[split]
+        if columns["source"]:
+            arrays = [self.pyarrow.array(columns[field.name], field.type) for field in self.schema]
+            self.files[split].write_table(self.pyarrow.Table.from_arrays(arrays, schema=self.schema))
+        self.columns[split], self.waiting[split] = self._empty(), 0
+
+    def _empty(self) -> dict[str, list[Any]]:
+        return {name: [] for name in self.schema.names}
 
     def __enter__(self) -> "ParquetWriters":
         return self
