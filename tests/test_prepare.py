@@ -351,6 +351,19 @@ def test_ftfy_is_asked_of_places_alone_and_mends_what_it_mends_in_whole_texts(en
     assert (bad > 200) == (encoding != "utf-8")
 
 
+def test_the_windows_around_what_is_not_ascii_are_wide_enough_for_every_pattern_of_ftfy() -> None:
+    """So the verdict on them is that on the whole text, whatever the text is."""
+    from ftfy.badness import BADNESS_RE
+
+    parser = __import__("sre_parse") if sys.version_info < (3, 11) else re._parser  # type: ignore[attr-defined]
+    assert parser.parse(BADNESS_RE.pattern, BADNESS_RE.flags).getwidth()[1] <= prepare.CONTEXT + 1
+    rng = random.Random(0)
+    assert not BADNESS_RE.search("".join(chr(rng.randrange(128)) for _ in range(300_000))), "ASCII alone is never bad"
+    for gap in range(16):  # two places that share a window, touch, or stand apart
+        for text in (f"é{'1' * gap}a Ã b", f"Ã{' ' * gap}a Ã", f"œ{'a' * gap}œ", f"ГўВЂВ{'x' * gap}é"):
+            assert prepare._may_be_mojibake(text) == bool(BADNESS_RE.search(text)), text
+
+
 @pytest.mark.parametrize("name", ["none.txt", "*.none"])
 def test_missing_file_is_told_before_the_run(tmp_path: Path, name: str) -> None:
     recipe = prepare.Recipe.model_validate({"stage": "prepare", "sources": [{"files": f"{tmp_path}/{name}"}]})
