@@ -10,6 +10,7 @@ that every token after the first is predicted exactly once: token sums over a sp
 import hashlib
 import json
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ import torch
 from hfkit import manifest
 from hfkit.bars import Bar
 from hfkit.data import corpus
+from hfkit.data.encoding import Encode, bulk_encoder
 from hfkit.errors import HfkitError
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 BATCH_BYTES = 1 << 20
+PROBE_TEXTS, PROBE_CHARACTERS = 200, 10_000  # on which a fast encoder must agree with the tokenizer
 
 
 class PackedRows(torch.utils.data.Dataset):
@@ -77,10 +80,13 @@ def token_rows(
         return folder
     with manifest.locked(folder), manifest.new_folder(folder) as work:
         dtype = "uint16" if len(tokenizer) <= 1 << 16 else "uint32"
+        probe = [text[:PROBE_CHARACTERS] for text in islice(corpus.texts(place, "train"), PROBE_TEXTS)]
+        encode, encoder = bulk_encoder(tokenizer, probe)
         splits = {}
         for split in corpus.SPLITS:
-            splits[split] = _pack_split(place, split, tokenizer, sequence_length, packing, dtype, work)
+            splits[split] = _pack_split(place, split, tokenizer, encode, sequence_length, packing, dtype, work)
         content = {"sequence_length": sequence_length, "packing": packing, "dtype": dtype, "splits": splits}
+        content["encoder"] = encoder
         manifest.write_json(work / "tokens.json", content)
     return folder
 
@@ -102,6 +108,7 @@ def _pack_split(
     place: str,
     split: str,
     tokenizer: "PreTrainedTokenizerBase",
+    encode: Encode,
     sequence_length: int,
     packing: str,
     dtype: str,
@@ -110,7 +117,7 @@ def _pack_split(
     """Write one split's files. Returns its counts."""
     row_starts, predicted = [0], 0
     counts = {"documents": 0, "bytes": 0}
-    documents = _tokenize(corpus.texts(place, split), tokenizer, counts, f"tokenizing {split}")
+    documents = _tokenize(corpus.texts(place, split), tokenizer, encode, counts, f"tokenizing {split}")
     rows = pack(documents, sequence_length, packing == "concatenate", tokenizer.pad_token_id)
     with (work / f"{split}.tokens").open("wb") as tokens_file, (work / f"{split}.pieces").open("wb") as pieces_file:
         for row, pieces in rows:
@@ -156,14 +163,19 @@ def pack(
 
 
 def _tokenize(
-    texts: Iterator[str], tokenizer: "PreTrainedTokenizerBase", counts: dict[str, int], title: str
+    texts: Iterator[str],
+    tokenizer: "PreTrainedTokenizerBase",
+    encode: Encode,
+    counts: dict[str, int],
+    title: str,
 ) -> Iterator[np.ndarray]:
     """Each document as ids between its BOS and its EOS. `counts` grows by the documents and bytes of text seen."""
-    before = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
+    before = np.array([tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else [], np.int64)
+    after = np.array([tokenizer.eos_token_id])
     with Bar(desc=title, unit="B", unit_scale=True, leave=True) as bar:
         for batch, size in _batches(texts):
-            for encoding in tokenizer.backend_tokenizer.encode_batch_fast(batch, add_special_tokens=False):
-                yield np.array([*before, *encoding.ids, tokenizer.eos_token_id])
+            for ids in encode(batch):
+                yield np.concatenate([before, ids, after])
             counts["documents"] += len(batch)
             counts["bytes"] += size
             bar.update(size)
