@@ -325,6 +325,18 @@ def test_initial_parameters(model_class: type, scheme: str, factor: float) -> No
         assert weight.mean().item() == pytest.approx(1.0 if is_norm else 0.0, abs=0.005), name
 
 
+def test_embedding_and_head_may_start_otherwise(tmp_path: Path) -> None:
+    ranges = {"embedding_initializer_range": 0.3, "head_initializer_range": 0.001}
+    model = HfkitForCausalLM(tiny_config(tie_word_embeddings=False, pad_token_id=3, **ranges))
+    assert model.model.embed_tokens.weight[3].eq(0).all(), "padding starts at zero"
+    for name, std in (("model.embed_tokens", 0.3), ("lm_head", 0.001), ("model.layers.0.mlp.up_proj", 0.02)):
+        assert model.get_submodule(name).weight.std().item() == pytest.approx(std, rel=0.06), name
+    model.save_pretrained(tmp_path)
+    again = HfkitForCausalLM.from_pretrained(tmp_path)
+    assert all(torch.equal(weight, again.state_dict()[name]) for name, weight in model.state_dict().items())
+    assert not any(name in model.config.stock_config() for name in ranges)
+
+
 def test_lora_trains_the_adapter_alone_and_reloads(tmp_path: Path) -> None:
     tiny_model().save_pretrained(tmp_path)
     lora = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"])

@@ -33,6 +33,9 @@ class HfkitConfig(PreTrainedConfig):
         attention_dropout (`float`): Share of the attention weights dropped in training.
         tie_word_embeddings (`bool`): One matrix for the embedding and the language-model head.
         initializer_range (`float`): Standard deviation of the normal initialisation.
+        embedding_initializer_range (`float`, *optional*): That of the embedding. By default `initializer_range`.
+        head_initializer_range (`float`, *optional*): That of a language-model head that is not tied. By default
+            `initializer_range`.
         residual_initialization (`str`): How the two projections that write into the residual stream start: `normal`
             like the others, `scaled` by 1/sqrt(2 * layers) as in GPT-2, or `zero`, so that each layer starts as the
             identity.
@@ -78,6 +81,8 @@ class HfkitConfig(PreTrainedConfig):
     attention_dropout: float | int = 0.0
     tie_word_embeddings: bool = True
     initializer_range: float = 0.02
+    embedding_initializer_range: float | None = None
+    head_initializer_range: float | None = None
     residual_initialization: Literal["normal", "scaled", "zero"] = "normal"
     use_cache: bool = True
     pad_token_id: int | None = None
@@ -150,7 +155,8 @@ class HfkitConfig(PreTrainedConfig):
                 f"position_embedding_type={self.position_embedding_type}: only rope opens as a stock class"
             )
         config = self.to_dict()
-        for key in ("auto_map", "qk_norm", "position_embedding_type", "residual_initialization"):
+        own = ("qk_norm", "position_embedding_type", "residual_initialization")
+        for key in ("auto_map", *own, "embedding_initializer_range", "head_initializer_range"):
             config.pop(key, None)
         family = "Qwen3" if self.qk_norm else "Llama"
         architectures = [name.replace("Hfkit", family) for name in self.architectures or ["HfkitForCausalLM"]]

@@ -249,6 +249,12 @@ class HfkitPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
+        if isinstance(module, nn.Embedding) and self.config.embedding_initializer_range is not None:
+            init.normal_(module.weight, mean=0.0, std=self.config.embedding_initializer_range)
+            if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
+                init.zeros_(module.weight[module.padding_idx])
+        if module is getattr(self, "lm_head", None) and self.config.head_initializer_range is not None:
+            init.normal_(module.weight, mean=0.0, std=self.config.head_initializer_range)
         if getattr(module, "writes_residual", False) and self.config.residual_initialization != "normal":
             scaled = self.config.residual_initialization == "scaled"
             std = self.config.initializer_range / (2 * self.config.num_hidden_layers) ** 0.5 if scaled else 0.0
