@@ -23,6 +23,7 @@ from hfkit.data.packing import PackedRows, token_rows
 from hfkit.data.tokenizer import load_tokenizer
 from hfkit.model import HfkitConfig, HfkitForCausalLM
 from hfkit.training import roof
+from hfkit.training.settings import Optimizer
 from hfkit.training.trainer import HfkitTrainer, training_arguments
 
 WIDTH, LAYERS, HEADS, TOKENS, ROWS, VOCABULARY = 128, 4, 4, 256, 16, 4096
@@ -92,7 +93,9 @@ def train(model: PreTrainedModel, rows: Path, optimizer: str, rate: float, seed:
             "report_to": "none",
         }
         args = training_arguments(values, Path(folder))
-        trainer = HfkitTrainer(model, args, train_dataset=PackedRows(rows, "train"), optimizer=optimizer)
+        trainer = HfkitTrainer(
+            model, args, train_dataset=PackedRows(rows, "train"), optimizer=Optimizer(name=optimizer)
+        )
         trainer.train()
         return trainer.evaluate(PackedRows(rows, "test"), metric_key_prefix="test")
 
