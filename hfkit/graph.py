@@ -94,8 +94,7 @@ def _resolve(
             inputs = _resolve_inputs(source, stage.Recipe, known, [*above, place], problems)
             node = Node(source, stage, validate(source, stage.Recipe), inputs)
             if len(problems) == before:
-                _check(node)
-                node.made_from = _made_from(node)
+                _checked(node)
                 known[place] = node
         except HfkitError as error:
             problems.extend(error.problems)
@@ -185,11 +184,22 @@ def _implicit(source: recipe_yaml.Source, key: str, files: str, problems: list[s
     if found.names:
         say(f"{files}: " + ", ".join(f"{key} is {columns}" for key, columns in found.names.items()))
     try:
-        _check(node)
+        return _checked(node)
     except HfkitError as error:
         problems.extend(error.problems)
         return None
-    node.made_from = _made_from(node)
+
+
+def _checked(node: Node) -> Node:
+    """The node, checked, with what it is made from. What stands there made from the same was checked when it was made:
+    to know that it is up to date, no library has to be loaded."""
+    try:
+        node.made_from = _made_from(node)
+    except HfkitError:
+        _check(node)  # which tells the key
+        raise
+    if (manifest.read_json(node.output_dir) or {}).get("made_from") != node.made_from:
+        _check(node)
     return node
 
 

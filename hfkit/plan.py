@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from hfkit import graph, planning, recipe_yaml, states, usage
+from hfkit import graph, manifest, planning, recipe_yaml, states, usage
 from hfkit.errors import HfkitError
 from hfkit.planning import process
 from hfkit.recipe import Input, marked
@@ -76,9 +76,13 @@ def show(path: Path, overrides: Sequence[str] = (), on: str | None = None, confi
 
 
 def _warm_up(path: Path, overrides: Sequence[str]) -> None:
-    """Begin to load the libraries that models are measured with, where the recipe has to do with models."""
+    """Begin to load the libraries that models are measured with, where the recipe has to do with models and its result
+    is not there."""
     with contextlib.suppress(HfkitError, ImportError):  # what is wrong with the recipe is told later, and whole
-        if graph.load_stage(recipe_yaml.read(path, overrides).values["stage"]).MAKES in ("model", "evaluation"):
+        values = recipe_yaml.read(path, overrides).values
+        folder = Path(values.get("output_dir") or f"runs/{path.stem}")
+        has_model = graph.load_stage(values["stage"]).MAKES in ("model", "evaluation")
+        if has_model and manifest.read_json(folder) is None:
             process.warm_up()
 
 
