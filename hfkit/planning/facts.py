@@ -7,10 +7,8 @@ from typing import Any
 
 from hfkit import manifest
 from hfkit.data import corpus
-from hfkit.data.tokenizer import load_tokenizer
 from hfkit.errors import HfkitError
 from hfkit.manifest import ADAPTER, is_adapter
-from hfkit.model.loading import base_quantization, is_classifier, load_config
 from hfkit.planning.work import Known, Model, Texts, Tokens
 
 SAMPLE_ROWS = 400
@@ -63,11 +61,15 @@ def _texts(place: str) -> Texts | None:
 
 
 def _tokens(place: str) -> Tokens:
+    from hfkit.data.tokenizer import load_tokenizer
+
     tokenizer: Any = load_tokenizer(place, "classify")
     return Tokens(len(tokenizer), tokenizer, is_exact=True)
 
 
 def _model(place: str) -> Model:
+    from hfkit.model.loading import base_quantization, is_classifier, load_config
+
     config: Any = load_config(place)
     classes = config.num_labels if is_classifier(place, config) else 0
     tokens = None
