@@ -2,7 +2,8 @@
 
     python benchmarks/pretrain_ablation.py --out FOLDER   # writes benchmarks/results/pretrain_ablation.json
 
-Each line adds something to the one before it; the first is the recipe of hfkit 0.1.0, the last the recipe as it is.
+Each line adds something to the one before it; the first is the recipe of hfkit 0.1.0, the last the recipe as it is,
+which has more steps, and is not wider.
 Every run is `hfkit run recipes/pretrain.yaml` with keys set, on the same rows, and is kept in FOLDER: a script that
 was stopped goes on with the run that is missing.
 """
@@ -35,7 +36,7 @@ UNTIED = (
 ADDED: list[tuple[str, dict[str, str]]] = [
     ("hfkit 0.1.0", {}),
     ("twice the steps of half the rows", {"train.per_device_train_batch_size": "8", "train.max_steps": "840"}),
-    ("an untied head", {"model": UNTIED}),
+    ("an untied head, other deviations at the start", {"model": UNTIED}),
     (
         "rates of their own for embedding and head",
         {"optimizer": "{name: muon, embedding_learning_rate: 0.1, head_learning_rate: 8e-3}"},
@@ -47,7 +48,8 @@ ADDED: list[tuple[str, dict[str, str]]] = [
             "train.lr_scheduler_kwargs": "{num_decay_steps: 546, decay_type: linear, min_lr_ratio: 0.05}",
         },
     ),
-    ("the recipe: wider", dict.fromkeys(BEFORE, "")),
+    ("the same, half as wide again", {"model": UNTIED.replace("128", "192").replace("heads: 4", "heads: 6")}),
+    ("the recipe: one pass over the text", dict.fromkeys(BEFORE, "")),
 ]
 
 

@@ -78,7 +78,7 @@ def test_the_main_job_runs_from_nothing(
     for more in ([], [*options, "output_dir=runs/cut"]):
         assert cli.main(["run", distill, "teacher=runs/pretrain", data, *SHORT, *more]) == 0
     metrics = json.loads(Path("runs/distill/metrics.json").read_text(encoding="utf-8"))
-    assert 0 < metrics["retention"] < 1 and "gap_closed" in metrics
+    assert 0 < metrics["retention"] < 2 and "gap_closed" in metrics  # of a teacher of two steps, it may be above 1
 
     # Smaller models, of a few rows, whatever they have lost.
     few = ["model=runs/pretrain", data, "limit=2", "accept={}"]
