@@ -32,6 +32,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from hfkit import manifest
+from hfkit.cores import usable_cores
 from hfkit.data import corpus
 from hfkit.data.packing import IGNORED
 from hfkit.data.tasks import TaskRecipe, prompt_ids
@@ -40,7 +41,6 @@ from hfkit.evaluation import decoding, generation
 from hfkit.evaluation.batches import padded
 from hfkit.model import HfkitConfig, HfkitForCausalLM
 from hfkit.model.loading import load_model
-from hfkit.training import roof
 
 ROOT = Path(__file__).parent.parent
 VOCABULARY, STEPS, LEARNING_RATE = 4096, 300, 1e-2
@@ -236,7 +236,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    roof.use_all_cores(device)
+    torch.set_num_threads(usable_cores())
     result: dict[str, Any] = {"batch_size": args.batch_size, "device": device.type, "torch": torch.__version__}
     result |= {"threads": torch.get_num_threads(), "rows": args.rows}
     if args.model:

@@ -24,6 +24,7 @@ import torch
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from hfkit import cli
+from hfkit.cores import usable_cores
 from hfkit.data.examples import Examples, PackedExamples
 from hfkit.data.tokenizer import load_tokenizer
 from hfkit.evaluation.likelihood import token_sums
@@ -140,7 +141,7 @@ def with_hfkit(steps: int) -> float:
 
 def work(contender: str, steps: int) -> None:
     """One contender, in its own process: prints its seconds for EXAMPLES_A_STEP examples, and its memory."""
-    roof.use_all_cores(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    torch.set_num_threads(usable_cores())
     seconds = with_hfkit(steps) if contender == "hfkit" else with_trainer(steps, contender.endswith("bf16"))
     if torch.cuda.is_available():
         peak = torch.cuda.max_memory_allocated()

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from hfkit import __version__, stopping
+from hfkit import __version__, cores, stopping
 from hfkit.errors import HfkitError
 from hfkit.ranks import is_main, is_terminal
 
@@ -25,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     takes_overrides = options.command in ("run", "plan")
     if unknown := [item for item in rest if item.startswith("-") or not takes_overrides]:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    cores.set_openmp()  # before anything loads torch
     # Libraries speak of what they could not load and of what does not matter here; hfkit says what does.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

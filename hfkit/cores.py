@@ -3,10 +3,48 @@
 import contextlib
 import math
 import os
+import sys
 from pathlib import Path
 
-SPIN_COUNT = 2000
+# How often a thread that waits looks again before it sleeps, of libgomp, which torch has on Linux. Its own 300,000 are
+# some 10 ms: where another process wants the core, the thread that all wait for does not run in that time. None at all
+# make each wait a system call. `benchmarks/busy.py` measures both.
+SPIN_COUNT = 2_000
+LAUNCHED = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")  # what `accelerate launch` and torchrun set
+PROCESSES = Path("/proc")
 CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+
+
+def set_openmp() -> None:
+    """Set in the environment, where the user has not, how many threads OpenMP starts and how they wait.
+
+    OpenMP reads it once, when torch loads; a process that has torch is left as it is. Only the command line calls
+    this, and what it starts inherits it: as a library, hfkit leaves the environment alone.
+    """
+    if "torch" in sys.modules:
+        return
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
+    if not _is_chosen_by_user():
+        share = usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        os.environ["OMP_NUM_THREADS"] = str(max(1, share))
+
+
+def _is_chosen_by_user() -> bool:
+    """Whether OMP_NUM_THREADS is the user's: `accelerate launch` and torchrun set it where nobody did, mostly to 1.
+
+    The launcher is the parent, and the environment that itself was started with tells. Where the system does not show
+    it, 1 is taken for the launcher's.
+    """
+    if "OMP_NUM_THREADS" not in os.environ or not any(name in os.environ for name in LAUNCHED):
+        return "OMP_NUM_THREADS" in os.environ
+    parent = PROCESSES / str(os.getppid())
+    try:
+        environment, command = (parent / "environ").read_bytes(), (parent / "cmdline").read_bytes()
+    except OSError:
+        return os.environ["OMP_NUM_THREADS"] != "1"
+    is_set = any(line.startswith(b"OMP_NUM_THREADS=") for line in environment.split(b"\0"))
+    return is_set or b"__num_cpu_threads_per_process" in command.replace(b"-", b"_")
 
 
 def usable_cores() -> int:

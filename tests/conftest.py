@@ -9,7 +9,9 @@ from tests.hub_double import hub  # noqa: F401
 from tests.toy import write_world
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
-# Two workers run the tests: their threads sleep where they wait, and their torchruns meet at ports of their own.
+# Two workers run the tests: a process has one thread, which sleeps where it waits, and their torchruns meet at ports
+# of their own.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(OMP_WAIT_POLICY="PASSIVE", GOMP_SPINCOUNT="0")
 os.environ["PET_MASTER_PORT"] = str(29510 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")))
 

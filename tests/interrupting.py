@@ -17,7 +17,7 @@ import torch
 from transformers import TrainerControl, TrainerState
 
 from hfkit import cli, manifest, stopping
-from hfkit.training import checkpoints, decisions, report, roof
+from hfkit.training import checkpoints, decisions, report
 from hfkit.training.callbacks import MetricsFile, read_log
 from hfkit.training.trainer import HfkitTrainer, training_arguments
 
@@ -45,7 +45,6 @@ def quick_world(made: Path, folder: Path) -> Iterator[Path]:
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(roof, "use_all_cores", lambda device: None)
         patch.setattr(decisions, "matmul_flops", lambda device, dtype: 1e12)
         patch.setattr(report, "draw_loss", lambda log, path: None)
         yield folder

@@ -17,7 +17,7 @@ from hfkit.distillation.teacher import load_teacher
 from hfkit.distillation.trainer import settled_trainer
 from hfkit.model.loading import load_model
 from hfkit.ranks import on_main, say
-from hfkit.training import checkpoints, roof
+from hfkit.training import checkpoints
 from hfkit.training.report import save
 from hfkit.training.settings import BadSteps, Optimizer
 from hfkit.training.task_metrics import TaskMetrics
@@ -66,7 +66,6 @@ def recover(recipe: Any, pruned: Path, places: dict[str, str], output: Path) -> 
     checkpoint = on_main("resume", lambda: str(checkpoints.newest(output) or ""))
     tokenizer: Any = load_tokenizer(str(pruned))
     args = training_arguments(recovery.train, output)
-    roof.use_all_cores(args.device)
     teacher = functools.cache(lambda: load_teacher(recovery, places["model"], args.device))
     data = training_data(recovery, places, tokenizer, teacher, len(tokenizer), output.parent / ".cache")
     say(data.shown)

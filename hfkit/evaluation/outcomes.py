@@ -14,7 +14,6 @@ from hfkit.evaluation.base import Statistics
 from hfkit.evaluation.generation import write
 from hfkit.evaluation.inputs import Inputs
 from hfkit.model.loading import base_quantization, load_model
-from hfkit.training import roof
 
 
 class Outcome(NamedTuple):
@@ -43,7 +42,6 @@ def open_model(place: str, task: str, trust_remote_code: bool) -> Any:
     """The model at `place` as it is, on the device."""
     model: Any = load_model(place, task, quantization=base_quantization(place), trust_remote_code=trust_remote_code)
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    roof.use_all_cores(device)
     if getattr(model.config, "quantization_config", None) is None:
         model.to(device)
     return model.eval()

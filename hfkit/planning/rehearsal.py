@@ -80,7 +80,6 @@ class Steps:
 def speed() -> tuple[str, float, float, int]:
     """The fastest precision, its FLOP/s, how long the libraries took to load, and how many bytes they hold."""
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    roof.use_all_cores(device)
     held = max(_resident(os.getppid()), _resident())  # a part of them is not touched again after the fork
     return *roof.fastest_precision(device), IMPORT_SECONDS, held
 
@@ -92,7 +91,6 @@ def rehearse(parts: list[Any], precision: str, limits: list[int]) -> Rehearsed:
         limits: of each part the rows that fit into the time; at most those of its batch.
     """
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    roof.use_all_cores(device)
     base = _resident()
     shared = (
         max(_resident(os.getppid()) - base, 0) if device.type == "cpu" else 0

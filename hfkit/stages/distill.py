@@ -162,7 +162,7 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     from hfkit.distillation.student import make_student
     from hfkit.distillation.teacher import load_teacher
     from hfkit.distillation.trainer import settled_trainer
-    from hfkit.training import checkpoints, roof
+    from hfkit.training import checkpoints
     from hfkit.training.report import save
     from hfkit.training.task_metrics import TaskMetrics
     from hfkit.training.trainer import training_arguments
@@ -173,7 +173,6 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     tokenizer = load_tokenizer(checks.tokenizer_place(places), chat_template=recipe.chat_template)
     width = checks.shared_width(recipe, places)
     args = training_arguments(recipe.train, output)
-    roof.use_all_cores(args.device)
     teacher = functools.cache(lambda: load_teacher(recipe, places["teacher"], args.device))
     data = training_data(recipe, places, tokenizer, teacher, width, output.parent / ".cache")
     say(data.shown)

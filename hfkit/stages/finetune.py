@@ -167,7 +167,7 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     from transformers.utils import logging
 
     from hfkit.data.examples import Examples, show_example, task_examples
-    from hfkit.training import checkpoints, report, roof
+    from hfkit.training import checkpoints, report
     from hfkit.training.task_metrics import TaskMetrics
     from hfkit.training.trainer import training_arguments
 
@@ -190,7 +190,6 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
 
     # Model
     args = training_arguments(recipe.train, output)
-    roof.use_all_cores(args.device)
     set_seed(args.seed)
     model = _load(recipe, places["model"], splits["train"].labels, tokenizer)
 

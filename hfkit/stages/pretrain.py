@@ -153,7 +153,6 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
 
     # Model
     args = training_arguments(recipe.train, output)
-    roof.use_all_cores(args.device)
     set_seed(args.seed)
     config = new_config(recipe.model, tokenizer, length)
     model = AutoModelForCausalLM.from_config(config, attn_implementation=recipe.attn_implementation)

@@ -1,6 +1,5 @@
 """What the machine can do, measured: the roof that a training speed is held against."""
 
-import os
 import time
 from typing import TYPE_CHECKING
 
@@ -8,19 +7,6 @@ import torch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-def use_all_cores(device: torch.device) -> None:
-    """Give each process of a run on the CPU its share of the cores.
-
-    `accelerate launch` and `torchrun` set OMP_NUM_THREADS to 1 where nobody chose a number, which leaves the other
-    cores idle.
-    """
-    if device.type != "cpu":
-        return
-    share = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if os.environ.get("OMP_NUM_THREADS", "1") == "1" and share > torch.get_num_threads():
-        torch.set_num_threads(share)
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
