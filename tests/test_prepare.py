@@ -1,7 +1,9 @@
 """The prepare stage: what is read, what is kept, and what the user is told."""
 
 import gzip
+import importlib
 import io
+import itertools
 import json
 import random
 import re
@@ -16,7 +18,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from hfkit.data import corpus, sources, stdlib
+from hfkit.data import cleaning, corpus, sources, stdlib
 from hfkit.data.columns import BadRow, Columns, Row
 from hfkit.data.sources import Source
 from hfkit.errors import HfkitError
@@ -346,22 +348,59 @@ def test_ftfy_is_asked_of_places_alone_and_mends_what_it_mends_in_whole_texts(en
     for _ in range(400):
         parts = [rng.choice(words) if rng.random() < 0.3 else "x" * rng.randrange(12) for _ in range(12)]
         text = rng.choice(["", " "]).join(parts).encode().decode(encoding, errors="replace")
-        assert prepare.clean(text, True) == unicodedata.normalize("NFC", ftfy.fix_encoding(text))
+        assert cleaning.clean(text, True) == unicodedata.normalize("NFC", ftfy.fix_encoding(text))
         bad += is_bad(text)
     assert (bad > 200) == (encoding != "utf-8")
 
 
-def test_the_windows_around_what_is_not_ascii_are_wide_enough_for_every_pattern_of_ftfy() -> None:
-    """So the verdict on them is that on the whole text, whatever the text is."""
+def shapes(pattern: Any) -> set[str]:
+    """What a parsed pattern may match: a character in each place, `a` where it may be ASCII and `n` where not."""
+    found = {""}
+    for operation, argument in pattern:
+        name = str(operation)
+        if name == "BRANCH":
+            here = {shape for each in argument[1] for shape in shapes(each)}
+        elif name == "SUBPATTERN":
+            here = shapes(argument[3])
+        elif name == "MAX_REPEAT":
+            low, high, repeated = argument
+            here = {
+                "".join(some) for n in range(low, high + 1) for some in itertools.product(shapes(repeated), repeat=n)
+            }
+        elif name == "AT":
+            here = {""}
+        elif name == "LITERAL":
+            here = {"a" if argument < 128 else "n"}
+        elif name == "IN":
+            kinds = {"LITERAL": lambda code: code >= 128, "RANGE": lambda codes: codes[0] >= 128}
+            here = {"n" if all(kinds.get(str(kind), lambda _: False)(value) for kind, value in argument) else "a"}
+        else:
+            assert name == "ANY"
+            here = {"a"}
+        found = {before + after for before in found for after in here}
+    return found
+
+
+def test_no_pattern_of_ftfy_reaches_beyond_what_is_shown_to_it() -> None:
+    """So the verdict is that on the whole text, whatever the text is."""
     from ftfy.badness import BADNESS_RE
 
-    parser = __import__("sre_parse") if sys.version_info < (3, 11) else re._parser  # type: ignore[attr-defined]
-    assert parser.parse(BADNESS_RE.pattern, BADNESS_RE.flags).getwidth()[1] <= prepare.CONTEXT + 1
-    rng = random.Random(0)
-    assert not BADNESS_RE.search("".join(chr(rng.randrange(128)) for _ in range(300_000))), "ASCII alone is never bad"
-    for gap in range(16):  # two places that share a window, touch, or stand apart
-        for text in (f"é{'1' * gap}a Ã b", f"Ã{' ' * gap}a Ã", f"œ{'a' * gap}œ", f"ГўВЂВ{'x' * gap}é"):
-            assert prepare._may_be_mojibake(text) == bool(BADNESS_RE.search(text)), text
+    parser = importlib.import_module("re._parser" if sys.version_info >= (3, 11) else "sre_parse")
+    found = shapes(parser.parse(BADNESS_RE.pattern, BADNESS_RE.flags))
+    assert len(found) > 5 and max(map(len, found)) >= 5, "the patterns are understood"
+    for shape in found:
+        first, *between, last = shape.split("n")  # which fails for one without a character that is not ASCII
+        assert max(len(first), len(last)) <= cleaning.CONTEXT
+        assert all(len(gap) <= 2 * cleaning.CONTEXT for gap in between)
+    for gap in range(9):  # two places whose surroundings overlap, touch, or stand apart
+        for text in (
+            f"é{'1' * gap}a Ã b",
+            f"Ã{' ' * gap}a Ã",
+            f"œ{'a' * gap}œ",
+            f"ГўВЂВ{'x' * gap}é",
+            "x" * gap + "Ã ",
+        ):
+            assert cleaning.may_be_mojibake(text) == bool(BADNESS_RE.search(text)), text
 
 
 @pytest.mark.parametrize("name", ["none.txt", "*.none"])

@@ -1,7 +1,6 @@
 """What a row of data holds: its columns, each of a kind, and what is wrong with a value that is not of it."""
 
 import json
-from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -16,11 +15,15 @@ ALIASES = {"reasoning": "reasoning_content", "thinking": "reasoning_content"}
 
 
 class Row(NamedTuple):
-    """One row and where it came from: `books.jsonl:17`. Rows of one group must not be parted by a split."""
+    """One row and where it came from: `books.jsonl:17`. Rows of one group must not be parted by a split.
+
+    `left_out` names the fields of messages that held something and are not kept, each as often as it did.
+    """
 
     values: dict[str, Any]
     origin: str
     group: str | None = None
+    left_out: tuple[str, ...] = ()
 
 
 class BadRow(NamedTuple):
@@ -38,19 +41,15 @@ class Columns:
         kinds: of each column: `text`; `texts`, a list of them; `label`, a class by name or number; `messages`, a chat
             of `{role, content}`, with `FIELDS` where a message has them; `tools`, what a chat may call.
         labels: the names of the classes, where they are known; a number is a place in this list.
-
-    Attributes:
-        left_out: how often a message held something in a field that is not kept, by the field's name.
     """
 
     def __init__(self, kinds: dict[str, Kind], labels: list[str] | None = None):
         self.kinds, self.labels = kinds, labels
-        self.left_out = Counter[str]()
-        self._label_type: type | None = None
+        self._left_out: list[str] = []
+        self._label_types: dict[str, type] = {}
         self._readers: dict[str, Callable[[Any], Any]] = {
             "text": _text,
             "texts": _texts,
-            "label": self._label,
             "messages": self._messages,
             "tools": _tools,
         }
@@ -59,17 +58,26 @@ class Columns:
         self, found: Mapping[str, Any], names: dict[str, str], origin: str, group: str | None = None
     ) -> Row | BadRow:
         """The row of the values that were found under `names` (of this data set -> of the source)."""
-        values = {}
+        values: dict[str, Any] = {}
+        self._left_out = []
         for column, kind in self.kinds.items():
             name = names[column]
             if name not in found:
                 return BadRow(origin, f'column "{name}": is missing, {did_you_mean(name, found)}')
             try:
-                values[column] = self._readers[kind](found[name])
+                value = found[name]
+                values[column] = self._label(value, column) if kind == "label" else self._readers[kind](value)
                 _check_encodable(values[column])
             except ValueError as error:
                 return BadRow(origin, f'column "{name}": {error}')
-        return Row(values, origin, group)
+        return Row(values, origin, group, tuple(self._left_out))
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the rows that were read have decided all that they decide for later ones: the types of labels."""
+        return self.labels is not None or all(
+            kind != "label" or column in self._label_types for column, kind in self.kinds.items()
+        )
 
     def _messages(self, value: Any) -> list[dict[str, Any]]:
         if not isinstance(value, list) or not value:
@@ -91,19 +99,19 @@ class Columns:
             if field in FIELDS and value:
                 found[field] = value
             elif field not in ("role", "content", *FIELDS) and value:
-                self.left_out[name] += 1
+                self._left_out.append(name)
         return found
 
-    def _label(self, value: Any) -> str:
+    def _label(self, value: Any, column: str) -> str:
         """The name of a class. Whole numbers may be written as pandas does, 1.0, and yes or no as true and false."""
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if not isinstance(value, str | bool | int):
             raise ValueError(f"must be a label: a text, a whole number, true or false, got {shown(value)}")
         if self.labels is None:
-            self._label_type = self._label_type or type(value)
-            if type(value) is not self._label_type:
-                kind = {str: "text", bool: "true or false"}.get(self._label_type, "a whole number")
+            expected = self._label_types.setdefault(column, type(value))
+            if type(value) is not expected:
+                kind = {str: "text", bool: "true or false"}.get(expected, "a whole number")
                 raise ValueError(f"must be {kind} as in the rows before, got {shown(value)}")
             return str(value).lower() if isinstance(value, bool) else str(value)
         value = int(value) if isinstance(value, bool) else value

@@ -1,27 +1,22 @@
-"""Rows from files, from the standard library and from the Hub, one reader a format."""
+"""Rows from files, from the standard library and from the Hub, as they come or in slices."""
 
-import csv
 import glob
-import gzip
 import io
 import itertools
-import json
 import os
-import sys
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
 from hfkit.data import stdlib
 from hfkit.data.columns import BadRow, Columns, Row
-from hfkit.errors import HfkitError, did_you_mean, reason, way_to
+from hfkit.data.files import FORMATS, Lines, blocks_of, check_columns, format_of, is_of_lines, pieces, read_file
+from hfkit.errors import HfkitError, reason, way_to
 from hfkit.recipe import RecipePart
 
-FORMATS = (".txt", ".md", ".py", ".jsonl", ".csv", ".parquet")  # also compressed: .gz, .zst
-PASSAGE_CHARACTERS = 4000
+SLICE_CHARACTERS, SLICE_ROWS = 1 << 20, 500
 
 
 class Source(RecipePart):
@@ -104,6 +99,55 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (Path(place, name) for name in names if Path(place, name).is_file())
 
 
+class Slice(NamedTuple):
+    """A part of a source: rows that are read already, or lines that are still to be.
+
+    Args:
+        source: its index.
+    """
+
+    source: int
+    rows: list[Row | BadRow] | Lines
+
+
+def slices(index: int, source: Source, columns: Columns) -> Iterator[Slice]:
+    """The rows that `read` gives, in slices that can be worked on apart. Lines are left to be read there."""
+    if source.files is None or source.limit is not None:
+        yield from (Slice(index, rows) for rows in _grouped(read(source, columns)))
+        return
+    names = names_in(source, columns)
+    for has_lines, paths in itertools.groupby(files_of(source), lambda path: is_of_lines(path, source.document)):
+        if has_lines:
+            yield from (Slice(index, lines) for path in paths for lines in blocks_of(path))
+        else:
+            rows = itertools.chain.from_iterable(read_file(path, source.document, columns, names) for path in paths)
+            yield from (Slice(index, group) for group in _grouped(rows))
+
+
+def names_in(source: Source, columns: Columns) -> dict[str, str]:
+    """The names that the columns have in a source."""
+    return {name: source.columns.get(name, source.text if name == "text" else name) for name in columns.kinds}
+
+
+def _grouped(rows: Iterator[Row | BadRow]) -> Iterator[list[Row | BadRow]]:
+    """Rows in groups. Those before one that cannot be had come before the error."""
+    group, size = list[Row | BadRow](), 0
+    failure = None
+    try:
+        for row in rows:
+            group.append(row)
+            size += 0 if isinstance(row, BadRow) else sum(len(each) for each in row.values.values())
+            if size >= SLICE_CHARACTERS or len(group) >= SLICE_ROWS:
+                yield group
+                group, size = [], 0
+    except HfkitError as error:
+        failure = error
+    if group:
+        yield group
+    if failure is not None:
+        raise failure
+
+
 def read(source: Source, columns: Columns, wanted: Callable[[str], bool] | None = None) -> Iterator[Row | BadRow]:
     """The rows of a source, and in their place those that cannot be read.
 
@@ -113,13 +157,15 @@ def read(source: Source, columns: Columns, wanted: Callable[[str], bool] | None 
     Raises:
         HfkitError: if the source as a whole cannot be read, or has no columns by these names.
     """
-    names = {name: source.columns.get(name, source.text if name == "text" else name) for name in columns.kinds}
+    names = names_in(source, columns)
     if source.builtin:
         rows = _read_builtin(source, columns, names, wanted)
     elif source.hub:
         rows = _read_hub(source, columns, names)
     else:
-        rows = itertools.chain.from_iterable(_read_file(path, source, columns, names) for path in files_of(source))
+        rows = itertools.chain.from_iterable(
+            read_file(path, source.document, columns, names) for path in files_of(source)
+        )
     return itertools.islice(rows, source.limit)
 
 
@@ -128,7 +174,7 @@ def _read_builtin(
 ) -> Iterator[Row | BadRow]:
     if source.builtin == "python-stdlib":
         for module, content in stdlib.documents():
-            for row in _pieces(io.BytesIO(content), f"python-stdlib/{module}", source.document):
+            for row in pieces(io.BytesIO(content), f"python-stdlib/{module}", source.document):
                 yield row._replace(group=module) if isinstance(row, Row) else row
         return
     functions = stdlib.functions if source.builtin == "python-functions" else stdlib.packages
@@ -144,7 +190,7 @@ def _read_hub(source: Source, columns: Columns, names: dict[str, str]) -> Iterat
         rows = datasets.load_dataset(
             source.hub, source.name, split=source.split, revision=source.revision, streaming=source.streaming
         )
-        _check_columns(names, rows.column_names or list(next(iter(rows))), f"{source.hub} ({source.split})")
+        check_columns(names, rows.column_names or list(next(iter(rows))), f"{source.hub} ({source.split})")
         for number, row in enumerate(rows):
             yield columns.row(row, names, f"{source.hub}/{source.split}:{number}")
     except HfkitError:
@@ -152,144 +198,3 @@ def _read_hub(source: Source, columns: Columns, names: dict[str, str]) -> Iterat
     except Exception as error:  # the loader raises whatever the network, the Hub or the files bring up
         way = way_to(source.hub or "")
         raise HfkitError(f"{source.hub}: cannot be loaded: {reason(error)}; check id, name and split; {way}") from None
-
-
-def _read_file(path: Path, source: Source, columns: Columns, names: dict[str, str]) -> Iterator[Row | BadRow]:
-    readers: dict[str, Callable[[Path, Columns, dict[str, str]], Iterator[Row | BadRow]]] = {
-        ".jsonl": _read_jsonl,
-        ".csv": _read_csv,
-        ".parquet": _read_parquet,
-    }
-    try:
-        if format_of(path) in readers:
-            yield from readers[format_of(path)](path, columns, names)
-        elif columns.kinds != {"text": "text"}:
-            raise HfkitError(f"{path}: a {format_of(path)} file has a text only, not {', '.join(columns.kinds)}")
-        else:
-            with open_file(path) as file:
-                yield from _pieces(file, str(path), source.document)
-    except (OSError, EOFError, zlib.error) as error:
-        raise HfkitError(f"{path}: cannot be read: {error}; restore or remove the file") from None
-
-
-def format_of(path: Path) -> str:
-    """The suffix below the compression: `.jsonl` of `a.jsonl.gz`."""
-    return Path(path.stem).suffix.lower() if path.suffix.lower() in (".gz", ".zst") else path.suffix.lower()
-
-
-def open_file(path: Path) -> IO[bytes]:
-    if path.suffix.lower() == ".gz":
-        return gzip.open(path, "rb")  # type: ignore[return-value]
-    if path.suffix.lower() == ".zst":
-        import pyarrow  # its reader notices where a file is cut off, and gives lines
-
-        return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
-    return path.open("rb")
-
-
-def _pieces(file: IO[bytes], origin: str, document: str) -> Iterator[Row | BadRow]:
-    """A file as documents of the kind asked for; lines and passages without holding the file in memory."""
-    if document == "file":
-        yield _decode(file.read(), origin)
-        return
-    passage, characters, first = [], 0, 1
-    for number, line in enumerate(file, 1):
-        row = _decode(line, f"{origin}:{number}")
-        if isinstance(row, BadRow):
-            yield row
-        elif document == "line":
-            yield Row({"text": row.values["text"].rstrip("\r\n")}, row.origin)
-        else:
-            passage.append(row.values["text"])
-            characters += len(passage[-1])
-            if characters >= PASSAGE_CHARACTERS and not passage[-1].strip():
-                yield Row({"text": "".join(passage)}, f"{origin}:{first}")
-                passage, characters, first = [], 0, number + 1
-    if passage:
-        yield Row({"text": "".join(passage)}, f"{origin}:{first}")
-
-
-def _decode(content: bytes, origin: str) -> Row | BadRow:
-    """UTF-8, with or without a byte-order mark."""
-    try:
-        return Row({"text": content.decode().removeprefix("\ufeff")}, origin)
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        where = origin if origin.rpartition(":")[2].isdigit() else f"{origin}:{line}"
-        return BadRow(where, f"byte 0x{content[error.start]:02x} is not UTF-8; save the file as UTF-8")
-
-
-def _read_jsonl(path: Path, columns: Columns, names: dict[str, str]) -> Iterator[Row | BadRow]:
-    with open_file(path) as file:
-        for number, line in enumerate(file, 1):
-            origin = f"{path}:{number}"
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-            except UnicodeDecodeError as error:
-                yield BadRow(origin, f"byte 0x{line[error.start]:02x} is not UTF-8; save the file as UTF-8")
-            except (ValueError, RecursionError) as error:
-                yield BadRow(origin, f"not a JSON object: {error}")
-            else:
-                if not isinstance(row, dict):
-                    yield BadRow(origin, f"not a JSON object but {type(row).__name__}; write one object a line")
-                else:
-                    yield columns.row(row, names, origin)
-
-
-def _read_csv(path: Path, columns: Columns, names: dict[str, str]) -> Iterator[Row | BadRow]:
-    csv.field_size_limit(sys.maxsize)
-    with open_file(path) as file:
-        text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        reader = csv.reader(text, strict=True)
-        header: list[str] | None = None
-        while True:
-            first = reader.line_num + 1
-            try:
-                fields = next(reader)
-            except StopIteration:
-                break
-            except csv.Error as error:
-                if "end of data" in str(error) or header is None:
-                    raise HfkitError(
-                        f"{path}:{first}: not CSV: a quote that is opened in this row is never closed; close it"
-                        if header is not None
-                        else f"{path}:{first}: not CSV: {error}; correct its header"
-                    ) from None
-                yield BadRow(f"{path}:{first}", f"not CSV: {error}; close its quotes", reader.line_num - first + 1)
-                continue
-            if header is None:
-                header = fields
-                _check_columns(names, header, str(path))
-            elif len(fields) > len(header):
-                yield BadRow(f"{path}:{first}", "has more fields than the header; put it in quotes")
-            elif fields:
-                yield columns.row(dict(itertools.zip_longest(header, fields)), names, f"{path}:{first}")
-    if header is None:
-        _check_columns(names, [], str(path))
-
-
-def _read_parquet(path: Path, columns: Columns, names: dict[str, str]) -> Iterator[Row | BadRow]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with open_file(path) as file:
-            # A compressed Parquet file is read whole: the format needs to seek, and compresses by itself anyway.
-            table = pyarrow.parquet.ParquetFile(path if path.suffix == ".parquet" else io.BytesIO(file.read()))
-            _check_columns(names, table.schema_arrow.names, str(path))
-            number = 0
-            for batch in table.iter_batches(batch_size=1000, columns=list(dict.fromkeys(names.values()))):
-                for found in batch.to_pylist():
-                    yield columns.row(found, names, f"{path}:{number}")
-                    number += 1
-    except pyarrow.ArrowInvalid as error:
-        raise HfkitError(f"{path}: not a Parquet file: {error}; restore or remove the file") from None
-
-
-def _check_columns(names: dict[str, str], there: Any, origin: str) -> None:
-    for column, name in names.items():
-        if name not in there:
-            key = "text" if column == "text" else f"columns.{column}"
-            raise HfkitError(f'{origin}: has no column "{name}", {did_you_mean(name, there)}; set {key}: <column>')

@@ -1,0 +1,135 @@
+"""Processes that call one function, each on its share of the items; results come in the order of the items.
+
+They are plain processes that talk through their standard input and output, not those of `multiprocessing`: these do
+not import the user's script again, and they end by themselves when their input does, however this process ends.
+"""
+
+import collections
+import concurrent.futures
+import os
+import pickle
+import queue
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Generic, TypeVar
+
+from hfkit.errors import HfkitError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+WAITING_PER_PROCESS = 2  # items that are worked on or done: so memory does not grow with their number
+
+
+class Workers(Generic[Item, Result]):
+    """
+    Args:
+        function: it is pickled once for each process.
+        count: of the processes.
+    """
+
+    def __init__(self, function: Callable[[Item], Result], count: int):
+        self.function, self.count = function, count
+
+    def __enter__(self) -> "Workers[Item, Result]":
+        code = f"import sys; sys.path[:] = {sys.path!r}; from hfkit.data import workers; workers.serve()"
+        command = [sys.executable, "-c", code]
+        self.processes = [
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(self.count)
+        ]
+        self.idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
+        self.threads = concurrent.futures.ThreadPoolExecutor(self.count)
+        for process in self.processes:
+            self.idle.put(process)
+        for _ in self.threads.map(lambda process: _send(process, self.function), self.processes):
+            pass
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for process in self.processes:  # at the end of all items they have nothing to do, and else nothing counts
+            process.kill()
+        self.threads.shutdown(cancel_futures=True)
+        for process in self.processes:
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    pipe.close()
+
+    def map(self, items: Iterable[Item]) -> Iterator[Result]:
+        """The results of the items, in their order.
+
+        Raises:
+            HfkitError: that the function or the items raised, after the results of the items before it; or if the
+                system ended a process.
+        """
+        source, waiting = iter(items), collections.deque[concurrent.futures.Future[Result]]()
+        failure: HfkitError | None = None
+        has_more = True
+        while has_more or waiting:
+            while has_more and len(waiting) < WAITING_PER_PROCESS * self.count:
+                try:
+                    waiting.append(self.threads.submit(self._call, next(source)))
+                except StopIteration:
+                    has_more = False
+                except HfkitError as error:
+                    has_more, failure = False, error
+            if waiting:
+                yield waiting.popleft().result()
+        if failure is not None:
+            raise failure
+
+    def _call(self, item: Item) -> Result:
+        process = self.idle.get()
+        try:
+            _send(process, item)
+            assert process.stdout is not None
+            result, problems, crash = pickle.load(process.stdout)
+        except (EOFError, OSError, pickle.UnpicklingError):
+            code = process.wait()
+            raise HfkitError(
+                f"a process that worked beside this one was ended with exit code {code}, as the system does where "
+                "memory runs out; free some, or allow fewer cores, as with `taskset -c 0`"
+            ) from None
+        self.idle.put(process)
+        if problems:
+            raise HfkitError(*problems)
+        if crash:
+            raise RuntimeError(f"in a process that worked beside this one:\n{crash}")
+        return result
+
+
+def _send(process: "subprocess.Popen[bytes]", value: Any) -> None:
+    assert process.stdin is not None
+    try:
+        pickle.dump(value, process.stdin, protocol=5)
+        process.stdin.flush()
+    except BrokenPipeError:
+        pass  # it has ended, which is told where its answer is read
+
+
+def serve() -> None:
+    """What such a process does until its input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the first process ends the others
+    requests = sys.stdin.buffer
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print must not come between answers
+    try:
+        function = pickle.load(requests)
+        while True:
+            pickle.dump(_answer(function, pickle.load(requests)), answers, protocol=5)
+            answers.flush()
+    except (EOFError, BrokenPipeError):
+        os._exit(0)  # without the flush of a pipe that nobody reads
+
+
+def _answer(function: Callable[[Any], Any], item: Any) -> tuple[Any, list[str], str]:
+    """The result, or what the user did wrong, or the traceback of a fault of ours."""
+    import traceback
+
+    try:
+        return function(item), [], ""
+    except HfkitError as error:
+        return None, error.problems, ""
+    except Exception:
+        return None, [], traceback.format_exc()
