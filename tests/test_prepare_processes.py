@@ -130,8 +130,6 @@ def test_a_file_that_ends_too_early_is_told_after_the_rows_before_it(
 def square(number: int) -> int:
     if number == 13:
         raise HfkitError("13: brings bad luck", "take another")
-    if number == 77:
-        os.kill(os.getpid(), signal.SIGKILL)
     print("what a library prints comes between no answers")
     return number * number
 
@@ -164,9 +162,22 @@ def test_items_are_taken_as_they_are_needed_and_their_error_comes_last() -> None
     assert len(taken) == 9
 
 
-def test_a_process_that_the_system_ends_is_told() -> None:
-    with pytest.raises(HfkitError, match=r"ended with exit code -9, .*; free some"), Workers(square, 2) as workers:
-        list(workers.map([76, 77, 78]))
+def fall_or_work(item: tuple[bool, bytes]) -> None:
+    if item[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+
+
+def test_a_process_that_the_system_ends_is_told_at_once() -> None:
+    """While the other is at work, and more items wait than a pipe holds."""
+    items = [(number == 0, b"x" * 1_000_000) for number in range(9)]
+    begun = time.monotonic()
+    with (
+        pytest.raises(HfkitError, match=r"ended with exit code -9, .*; free some"),
+        Workers(fall_or_work, 2) as workers,
+    ):
+        list(workers.map(items))
+    assert time.monotonic() - begun < 40, "without waiting for the other"
 
 
 ORPHANS = """

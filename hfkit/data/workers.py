@@ -6,6 +6,7 @@ not import the user's script again, and they end by themselves when their input 
 
 import collections
 import concurrent.futures
+import contextlib
 import os
 import pickle
 import queue
@@ -54,7 +55,8 @@ class Workers(Generic[Item, Result]):
             process.wait()
             for pipe in (process.stdin, process.stdout):
                 if pipe is not None:
-                    pipe.close()
+                    with contextlib.suppress(BrokenPipeError):  # of what is left to send to one that has ended
+                        pipe.close()
 
     def map(self, items: Iterable[Item]) -> Iterator[Result]:
         """The results of the items, in their order.
@@ -91,7 +93,8 @@ class Workers(Generic[Item, Result]):
                 f"a process that worked beside this one was ended with exit code {code}, as the system does where "
                 "memory runs out; free some, or allow fewer cores, as with `taskset -c 0`"
             ) from None
-        self.idle.put(process)
+        finally:
+            self.idle.put(process)  # also where it ended: whoever takes it next must not wait for ever
         if problems:
             raise HfkitError(*problems)
         if crash:
@@ -101,11 +104,9 @@ class Workers(Generic[Item, Result]):
 
 def _send(process: "subprocess.Popen[bytes]", value: Any) -> None:
     assert process.stdin is not None
-    try:
+    with contextlib.suppress(BrokenPipeError):  # it has ended, which is told where its answer is read
         pickle.dump(value, process.stdin, protocol=5)
         process.stdin.flush()
-    except BrokenPipeError:
-        pass  # it has ended, which is told where its answer is read
 
 
 def serve() -> None:

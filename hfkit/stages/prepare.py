@@ -26,7 +26,7 @@ from hfkit.recipe import Push, RecipePart, StageRecipe
 MAKES, DISTRIBUTED = "data set", False
 SHOWN_BAD_ROWS = 20
 ALONE_CHARACTERS = 16_000_000  # so many are cleaned in this process; others are started for what is beyond
-CLEANED_A_SECOND, PACKED = 2e7, 0.3  # of a plan: bytes cleaned and written, and their share on the disk
+CLEANED_A_SECOND, PACKED = 6e7, 0.3  # of a plan: bytes cleaned and written, and their share on the disk
 
 
 class BadRows(RecipePart):
