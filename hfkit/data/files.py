@@ -17,7 +17,7 @@ from hfkit.errors import HfkitError, did_you_mean
 
 FORMATS = (".txt", ".md", ".py", ".jsonl", ".csv", ".parquet")  # also compressed: .gz, .zst
 PASSAGE_CHARACTERS = 4000
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 19
 
 
 class Lines(NamedTuple):

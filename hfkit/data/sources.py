@@ -16,7 +16,7 @@ from hfkit.data.files import FORMATS, Lines, blocks_of, check_columns, format_of
 from hfkit.errors import HfkitError, reason, way_to
 from hfkit.recipe import RecipePart
 
-SLICE_CHARACTERS, SLICE_ROWS = 1 << 20, 500
+SLICE_CHARACTERS, SLICE_ROWS = 1 << 19, 500
 
 
 class Source(RecipePart):

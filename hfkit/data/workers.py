@@ -14,12 +14,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Generic, TypeVar
+from typing import IO, Any, Generic, TypeVar
 
 from hfkit.errors import HfkitError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+PIPE_BYTES = 1 << 20  # that a message fits into: nobody waits for a reader that is busy
 WAITING_PER_PROCESS = 2  # items that are worked on or done: so memory does not grow with their number
 
 
@@ -37,14 +38,15 @@ class Workers(Generic[Item, Result]):
         code = f"import sys; sys.path[:] = {sys.path!r}; from hfkit.data import workers; workers.serve()"
         command = [sys.executable, "-c", code]
         self.processes = [
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(self.count)
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pipesize=PIPE_BYTES)
+            for _ in range(self.count)
         ]
         self.idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
         self.threads = concurrent.futures.ThreadPoolExecutor(self.count)
         for process in self.processes:
             self.idle.put(process)
-        for _ in self.threads.map(lambda process: _send(process, self.function), self.processes):
-            pass
+        for process in self.processes:
+            _send(process.stdin, self.function)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -84,10 +86,9 @@ class Workers(Generic[Item, Result]):
     def _call(self, item: Item) -> Result:
         process = self.idle.get()
         try:
-            _send(process, item)
-            assert process.stdout is not None
-            result, problems, crash = pickle.load(process.stdout)
-        except (EOFError, OSError, pickle.UnpicklingError):
+            _send(process.stdin, item)
+            result, problems, crash = _receive(process.stdout)
+        except (EOFError, BrokenPipeError):
             code = process.wait()
             raise HfkitError(
                 f"a process that worked beside this one was ended with exit code {code}, as the system does where "
@@ -102,11 +103,26 @@ class Workers(Generic[Item, Result]):
         return result
 
 
-def _send(process: "subprocess.Popen[bytes]", value: Any) -> None:
-    assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError):  # it has ended, which is told where its answer is read
-        pickle.dump(value, process.stdin, protocol=5)
-        process.stdin.flush()
+def _send(pipe: IO[bytes] | None, value: Any) -> None:
+    assert pipe is not None
+    # In one piece: a thread that takes many waits for the others after each.
+    content = pickle.dumps(value, protocol=5)
+    pipe.write(len(content).to_bytes(8, "big") + content)
+    pipe.flush()
+
+
+def _receive(pipe: IO[bytes] | None) -> Any:
+    """
+    Raises:
+        EOFError: if the other end is gone.
+    """
+    assert pipe is not None
+    head = pipe.read(8)
+    size = int.from_bytes(head, "big")
+    content = pipe.read(size)
+    if len(head) < 8 or len(content) < size:
+        raise EOFError
+    return pickle.loads(content)
 
 
 def serve() -> None:
@@ -116,10 +132,9 @@ def serve() -> None:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print must not come between answers
     try:
-        function = pickle.load(requests)
+        function = _receive(requests)
         while True:
-            pickle.dump(_answer(function, pickle.load(requests)), answers, protocol=5)
-            answers.flush()
+            _send(answers, _answer(function, _receive(requests)))
     except (EOFError, BrokenPipeError):
         os._exit(0)  # without the flush of a pipe that nobody reads
 
