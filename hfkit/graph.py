@@ -33,7 +33,7 @@ class Node:
 
     @property
     def output_dir(self) -> Path:
-        return Path(self.recipe.output_dir or f"runs/{self.source.path.stem}")
+        return Path(self.recipe.output_dir or f"runs/{self.source.path.stem}").expanduser()
 
     @property
     def fingerprint(self) -> str:

@@ -165,3 +165,15 @@ def test_plan_checks_everything_and_changes_nothing(world: Path, capsys: pytest.
     assert "would run" in shown and "max_steps: 10" in shown
     assert "tokens          1,280 in 10 steps of 128" in shown and "parameters" in shown
     assert [path.name for path in Path("runs").iterdir()] == [".cache"]  # where a plan is kept for the card
+
+
+def test_a_path_from_the_home_folder_is_one_in_every_place(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = world / "home"
+    home.mkdir()
+    (world / "texts.txt").rename(home / "texts.txt")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))  # as it is called on Windows
+    assert cli.main(["run", "recipes/data.yaml", "sources.0.files=~/texts.txt", "output_dir=~/data"]) == 0
+    assert cli.main(["run", "recipes/tokenizer.yaml", "data=~/data", "output_dir=~/tokenizer"]) == 0
+    assert (home / "data" / "train.parquet").is_file() and (home / "tokenizer" / "tokenizer.json").is_file()
+    assert not (world / "~").exists()

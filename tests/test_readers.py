@@ -1,16 +1,22 @@
 """Readers of files: whatever the bytes are, there come rows, counted bad rows, or one error."""
 
+import contextlib
 import csv
 import gzip
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
+import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hfkit.data import corpus
 from hfkit.data.columns import BadRow, Columns, Row
 from hfkit.data.guess import guess
 from hfkit.data.sources import Source, files_of, read
@@ -52,6 +58,75 @@ def test_no_bytes_break_a_reader(tmp_path: Path, suffix: str) -> None:
             assert str(path) in str(error)
 
     fuzz()
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".parquet.gz", ".txt.gz", ".jsonl.zst"])
+def test_no_damage_breaks_a_reader(tmp_path: Path, suffix: str) -> None:
+    """Files that were right, with some bytes of them changed, cut out or put in."""
+    path = tmp_path / f"a{suffix}"
+    texts = [f"text {number}" for number in range(9)]
+    if ".parquet" in suffix:
+        file = io.BytesIO()
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts, "n": [*range(9)]}), file, compression="none")
+        right = file.getvalue()
+    else:
+        right = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+    if suffix.endswith(".gz"):
+        right = gzip.compress(right)
+    if suffix.endswith(".zst"):
+        right = zstandard.compress(right)
+
+    @FUZZ
+    @given(start=st.integers(0, len(right)), length=st.integers(0, 8), patch=st.binary(max_size=8))
+    def fuzz(start: int, length: int, patch: bytes) -> None:
+        path.write_bytes(right[:start] + patch + right[start + length :])
+        try:
+            found = rows_of(path)
+        except HfkitError as error:
+            assert str(path) in str(error) and "; " in str(error), "it names the file and a remedy"
+        else:
+            for row in found:
+                assert row.origin.startswith(str(path))
+                assert row.reason if isinstance(row, BadRow) else row.values["text"].encode() is not None
+        with contextlib.suppress(HfkitError):
+            guess(str(path), "text", {})
+            if ".parquet" in suffix:
+                (tmp_path / "train.parquet").write_bytes(path.read_bytes())
+                list(corpus.rows(str(tmp_path), "train"))
+
+    fuzz()
+
+
+def test_text_in_parquet_that_is_not_utf8_is_a_bad_row(tmp_path: Path) -> None:
+    path = tmp_path / "train.parquet"
+    values = pyarrow.array([b"fine", b"x\xe9", b"also"], pyarrow.binary()).view(pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table({"text": values}), path)
+    first, bad, last = rows_of(path)
+    assert isinstance(first, Row) and isinstance(last, Row) and last.origin == f"{path}:2"
+    assert isinstance(bad, BadRow) and bad.origin == f"{path}:1" and "codec can't decode byte 0xe9" in bad.reason
+    with pytest.raises(HfkitError, match=r"train\.parquet: cannot be read: .*0xe9.*; prepare the data again"):
+        list(corpus.rows(str(tmp_path), "train"))
+
+
+def test_what_cannot_be_reached_in_a_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a", encoding="utf-8")
+    try:
+        (tmp_path / ".#a.txt").symlink_to("user@host.17")  # as an editor leaves it
+        (tmp_path / "picture.png").symlink_to("nowhere")
+        assert files_of(Source(files=str(tmp_path))) == [tmp_path / "a.txt"]
+        (tmp_path / "b.txt").symlink_to("nowhere")
+    except OSError:
+        pytest.skip("no links here")
+    with pytest.raises(HfkitError, match=r"b\.txt: is a link to nowhere, which is not there; restore it or delete it"):
+        files_of(Source(files=str(tmp_path)))
+    (tmp_path / "b.txt").unlink()
+    (tmp_path / "closed").mkdir(mode=0)
+    try:
+        if not os.access(tmp_path / "closed", os.R_OK):  # root may read all
+            with pytest.raises(HfkitError, match="closed: cannot be listed: Permission denied; allow it"):
+                files_of(Source(files=str(tmp_path)))
+    finally:
+        (tmp_path / "closed").chmod(0o700)
 
 
 @FUZZ

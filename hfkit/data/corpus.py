@@ -79,7 +79,7 @@ def _open(path: Path) -> Any:
 
     try:
         return pyarrow.parquet.ParquetFile(path)
-    except (OSError, pyarrow.ArrowInvalid) as error:
+    except (OSError, pyarrow.ArrowException) as error:
         raise HfkitError(f"{path}: cannot be read: {error}; prepare the data again") from None
 
 
@@ -102,7 +102,7 @@ def _folder_rows(path: Path, columns: list[str] | None) -> Iterator[dict[str, An
                 for name in chats:
                     row[name] = [_message(message) for message in row[name]]
                 yield row
-    except (OSError, pyarrow.ArrowInvalid) as error:
+    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
         raise HfkitError(f"{path}: cannot be read: {error}; prepare the data again") from None
 
 

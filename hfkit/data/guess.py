@@ -116,7 +116,7 @@ def _read_first(path: Path) -> dict[str, Any]:
             with open_file(path) as file:
                 batches = pyarrow.parquet.ParquetFile(io.BytesIO(file.read())).iter_batches(batch_size=1)
                 return next((batch.to_pylist()[0] for batch in batches if len(batch)), {})
-        except (OSError, pyarrow.ArrowInvalid) as error:
+        except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
             raise HfkitError(f"{path}: not a Parquet file: {error}; restore or remove the file") from None
     if kind not in (".jsonl", ".csv"):
         return {"text": ""}

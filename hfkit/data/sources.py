@@ -88,15 +88,34 @@ def files_of(source: Source) -> list[Path]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """The files in a folder and those below, each folder once."""
+    """The files in a folder and those below, each folder once.
+
+    Raises:
+        HfkitError: if one cannot be listed: its files would be missing without a word.
+    """
     seen = set[Path]()
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for place, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
         folders.sort()
         if Path(place).resolve() in seen:
             folders.clear()
             continue
         seen.add(Path(place).resolve())
-        yield from (Path(place, name) for name in names if Path(place, name).is_file())
+        yield from (Path(place, name) for name in names if _is_file(Path(place, name)))
+
+
+def _refuse(error: OSError) -> None:
+    raise HfkitError(f"{error.filename}: cannot be listed: {error.strerror}; allow it, or move it elsewhere") from None
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a path is a file.
+
+    Raises:
+        HfkitError: for a link to nothing in place of a file that would be read, but for editors' `.#name`.
+    """
+    if path.is_symlink() and not path.exists() and format_of(path) in FORMATS and not path.name.startswith("."):
+        raise HfkitError(f"{path}: is a link to {os.readlink(path)}, which is not there; restore it or delete it")
+    return path.is_file()
 
 
 class Slice(NamedTuple):

@@ -30,10 +30,10 @@ def problems(benchmarks: list[str]) -> Iterator[tuple[str, str]]:
         return
     manager = _manager(benchmarks)
     for index, name in enumerate(benchmarks):
-        if not Path(name).is_dir() and name not in manager.all_tasks:
+        if not Path(name).expanduser().is_dir() and name not in manager.all_tasks:
             rule = f"no task of lm-evaluation-harness and no folder, {did_you_mean(name, manager.all_tasks)}"
             yield f"benchmarks.{index}", f"{name}: is {rule}"
-        elif Path(name).is_dir() and not _tasks_in(name, manager):
+        elif Path(name).expanduser().is_dir() and not _tasks_in(name, manager):
             yield f"benchmarks.{index}", f"{name}: no YAML file in this folder describes a task (`task: <name>`)"
 
 
@@ -58,7 +58,7 @@ def run(recipe: Any, model: Any, tokenizer: Any, window: int) -> dict[str, Any]:
 
     benchmarks, is_chat = recipe.benchmarks, recipe.task == "chat"
     manager = _manager(benchmarks)
-    names = [_tasks_in(name, manager) if Path(name).is_dir() else [name] for name in benchmarks]
+    names = [_tasks_in(name, manager) if Path(name).expanduser().is_dir() else [name] for name in benchmarks]
     try:
         lm = HFLM(
             pretrained=model.get_base_model() if isinstance(model, PeftModel) else model,  # its layers are adapted
@@ -111,7 +111,9 @@ def _manager(benchmarks: list[str]) -> "TaskManager":
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    folders: list[str | Path] = [Path(name).resolve() for name in benchmarks if Path(name).is_dir()]
+    folders: list[str | Path] = [
+        Path(name).expanduser().resolve() for name in benchmarks if Path(name).expanduser().is_dir()
+    ]
     return TaskManager(include_path=folders, include_defaults=len(folders) < len(benchmarks))
 
 
@@ -131,7 +133,7 @@ def _loaded(names: list[str], manager: "TaskManager") -> Any:
 
 
 def _tasks_in(folder: str, manager: "TaskManager") -> list[str]:
-    place = Path(folder).resolve()
+    place = Path(folder).expanduser().resolve()
     index = manager.task_index
     return [name for name in manager.all_subtasks if place in (index[name].yaml_path or Path()).parents]
 

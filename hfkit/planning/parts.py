@@ -112,7 +112,7 @@ def training_rows(recipe: Any, texts: Texts | None, tokens: Tokens | None, is_pa
 
 def cache_of(recipe: Any) -> Path:
     """The folder beside the result that rows of tokens are kept in."""
-    return Path(recipe.output_dir or "runs/result").parent / ".cache"
+    return Path(recipe.output_dir or "runs/result").expanduser().parent / ".cache"
 
 
 def making_rows(recipe: Any, texts: Texts | None, tokens: Tokens | None, packing: str) -> list[Chore]:

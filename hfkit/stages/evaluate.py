@@ -55,7 +55,8 @@ def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe
 
 def external(recipe: Recipe) -> dict[str, Any]:
     """The content of folders with tasks."""
-    folders = [Path(name) for name in recipe.benchmarks or [] if Path(name).is_dir()]
+    places = [Path(name).expanduser() for name in recipe.benchmarks or []]
+    folders = [place for place in places if place.is_dir()]
     return {str(folder): manifest.digest_of(manifest.describe_files(folder)) for folder in folders}
 
 

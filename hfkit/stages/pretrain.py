@@ -70,7 +70,7 @@ def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe
         rule = f"must be at least the tokenizer's {vocab_size}, got {rows}; raise it or leave it out"
         yield "model.vocab_size", rule
         return
-    output = Path(recipe.output_dir or "runs").absolute()
+    output = Path(recipe.output_dir or "runs").expanduser().absolute()
     free = shutil.disk_usage(next(folder for folder in (output, *output.parents) if folder.exists())).free
     needed = count_parameters(recipe, places, recipes) * BYTES_PER_PARAMETER
     if free < needed:
