@@ -145,6 +145,12 @@ def _labels(place: str, column: str) -> list[str]:
                 f"label: the {split} split has classes that training never sees: {', '.join(unseen[:5])}; "
                 f"give more data, or leave these out"
             )
+    if len(found["train"]) < 2:
+        (only,) = found["train"]
+        raise HfkitError(
+            f"label: the train split has one class only, {only!r}, so that there is nothing to learn; give rows of "
+            f"another class, or name another column"
+        )
     return sorted(found["train"], key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
 
 

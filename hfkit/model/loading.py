@@ -7,6 +7,7 @@ from hfkit import manifest
 from hfkit.errors import HfkitError, reason, way_to
 from hfkit.manifest import ADAPTER, is_adapter
 from hfkit.model.vocabulary import grow
+from hfkit.ranks import say
 
 if TYPE_CHECKING:
     import torch
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
     from hfkit.model import HfkitConfig
-
-NEW_HEADS = ("score.", "classifier.", "classification_head.")  # made anew for a new set of classes
 
 
 def base_of(place: str) -> str:
@@ -170,8 +169,13 @@ def load_model(
         model, found = auto_class.from_pretrained(base, output_loading_info=True, **options)
     except Exception as error:
         raise HfkitError(f"{base}: the model cannot be loaded: {reason(error)}") from None
-    missing = [key for key in found["missing_keys"] if task != "classify" or not key.startswith(NEW_HEADS)]
-    left_over = [key for key in found["unexpected_keys"] if task != "classify" or not key.startswith("lm_head.")]
+    missing, left_over = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
+    if labels is not None:  # the head of classes is new, and that of another task is not needed
+        new = [key for key in missing if not _is_of_base(key, model)]
+        missing = [key for key in missing if key not in new]
+        left_over = [key for key in left_over if _is_of_base(key, model)]
+        if new and not is_adapter(place):
+            say(f"  the head of classes is new: {', '.join(new)}")
     _check_keys(base, missing, [*left_over, *map(str, found["mismatched_keys"])])
     if dequantize and getattr(model.config, "quantization_config", None) is not None:
         model = dequantized(model)
@@ -209,6 +213,17 @@ def _with_adapter(model: "PreTrainedModel", place: str) -> Any:
     if (Path(place) / "generation_config.json").is_file():
         model.generation_config = transformers.GenerationConfig.from_pretrained(place)
     return adapted
+
+
+def _is_of_base(key: str, model: Any) -> bool:
+    """Whether a weight is of the model below the heads. Its pooler is a part of the head: not every task has one."""
+    return key.startswith(f"{model.base_model_prefix}.") and ".pooler." not in key
+
+
+def head_modules(model: Any) -> list[str]:
+    """The names of the modules with weights that are above the base model, the pooler among them."""
+    owners = dict.fromkeys(name.rpartition(".")[0] for name, _ in model.named_parameters())
+    return [name for name in owners if not _is_of_base(f"{name}.", model)]
 
 
 def _check_keys(place: str, missing: list[str], left_over: list[str]) -> None:

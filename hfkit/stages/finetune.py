@@ -54,6 +54,10 @@ class Recipe(TaskRecipe):
     push: Push | None = None
     train: Annotated[dict[str, Any], TRAIN]
 
+    @property
+    def tokenizer_use(self) -> Literal["train", "classify"]:
+        return "classify" if self.task == "classify" else "train"
+
     @pydantic.model_validator(mode="after")
     def _keys_that_fit(self) -> "Recipe":
         if self.lora is None and self.quantization is not None:
@@ -86,7 +90,7 @@ def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe
         from hfkit.model.vocabulary import ids_of
 
         try:
-            tokenizer = load_tokenizer(places["model"], chat_template=recipe.chat_template)
+            tokenizer = load_tokenizer(places["model"], recipe.tokenizer_use, recipe.chat_template)
             config = load_config(places["model"], recipe.trust_remote_code)
             ids_of(tokenizer, config.get_text_config().vocab_size, places["model"])
         except HfkitError as error:
@@ -174,7 +178,7 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     # Data
     logging.disable_progress_bar()  # of writing a few files
     checkpoint = on_main("resume", lambda: str(checkpoints.newest(output) or ""))
-    tokenizer = load_tokenizer(places["model"], chat_template=recipe.chat_template)
+    tokenizer = load_tokenizer(places["model"], recipe.tokenizer_use, recipe.chat_template)
     length, cache = recipe.sequence_length, output.parent / ".cache"
     on_main("answers", lambda: _check_answers(recipe, places["data"], tokenizer))
     folder = on_main("examples", lambda: str(task_examples(places["data"], recipe, tokenizer, length, cache)))

@@ -9,7 +9,7 @@ import torch
 
 from hfkit.errors import HfkitError
 from hfkit.manifest import is_adapter
-from hfkit.model.loading import load_model
+from hfkit.model.loading import head_modules, load_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,6 +36,10 @@ def adapt(model: "PreTrainedModel", lora: dict[str, Any], task: str, is_quantize
         # Norms in float32, inputs that pass gradients on. Recomputing activations is the recipe's to choose.
         model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     kind = peft.TaskType.SEQ_CLS if task == "classify" else peft.TaskType.CAUSAL_LM
+    if task == "classify":  # a head that is new is trained whole, and saved with the adapter
+        heads = head_modules(model)
+        lora = {**lora, "modules_to_save": [*dict.fromkeys([*(lora.get("modules_to_save") or []), *heads])]}
+        lora.setdefault("exclude_modules", heads)
     try:
         config = peft.LoraConfig(**{"target_modules": "all-linear", **lora}, task_type=kind)
         return peft.get_peft_model(model, config)

@@ -14,8 +14,18 @@ from hfkit.training.progress import own_random_numbers
 from hfkit.training.resumable import ResumableTrainer, StoppedInEvaluation
 
 
+def class_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
+    """Cross-entropy: the sum over the rows divided by those of the whole step. Many models divide by their own batch,
+    and would make a step of several batches too large."""
+    total = functional.cross_entropy(outputs.logits.float(), labels, reduction="sum")
+    return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+
+
 class ClassificationTrainer(ResumableTrainer):
     """Trainer of a model with a head of classes."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, compute_loss_func=class_loss, **kwargs)
 
     def evaluate(
         self,
