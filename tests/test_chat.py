@@ -8,10 +8,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hfkit import cli
+from hfkit.compression import quantization
 from hfkit.data import corpus
 from hfkit.data.chat import (
     TEMPLATES,
@@ -23,8 +25,11 @@ from hfkit.data.chat import (
     set_template,
 )
 from hfkit.data.columns import BadRow, Columns, Row
-from hfkit.data.tasks import TaskRecipe, encode
+from hfkit.data.parquet import ParquetWriters
+from hfkit.data.tasks import TaskRecipe, check_chats, encode
+from hfkit.distillation import generated
 from hfkit.errors import HfkitError
+from hfkit.hub import use
 from tests.toy import WORDS
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<|im_start|>", "<|im_end|>"]
@@ -47,7 +52,7 @@ def texts(count: int = 200) -> list[str]:
 
 
 def tokenizer_of(kind: str, template: str | None = ZEPHYR) -> Any:
-    """Trained on toy text: a byte-level BPE, one that puts a space before a text as SentencePiece, or a Unigram."""
+    """Trained on toy text; `sentencepiece` puts a space before each text."""
     if kind == "byte_level":
         made = Tokenizer(models.BPE())
         made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -60,6 +65,12 @@ def tokenizer_of(kind: str, template: str | None = ZEPHYR) -> Any:
         made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
         made.decoder = decoders.Metaspace(prepend_scheme="first")
         trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=SPECIAL)
+    elif kind == "wordpiece":
+        made = Tokenizer(models.WordPiece(unk_token="<unk>"))
+        made.normalizer = normalizers.BertNormalizer(lowercase=True)
+        made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        made.decoder = decoders.WordPiece()
+        trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=SPECIAL)
     else:
         made = Tokenizer(models.Unigram())
         made.normalizer = normalizers.Replace("|", " ")
@@ -86,7 +97,7 @@ def learned(tokenizer: Any, turns: list[dict[str, Any]], tools: Any = None) -> l
 
 
 @pytest.mark.parametrize("template", ["zephyr", "plain", "chatml", "joined"])
-@pytest.mark.parametrize("kind", ["byte_level", "sentencepiece", "unigram"])
+@pytest.mark.parametrize("kind", ["byte_level", "sentencepiece", "unigram", "wordpiece"])
 def test_training_and_inference_see_the_same_ids(kind: str, template: str) -> None:
     """Every answer follows the very ids that its prompt has at inference, and is learned with its last token."""
     joined = ZEPHYR.replace("|>\n", "|> ")  # a space that many tokenizers join with the word after it
@@ -144,6 +155,48 @@ def test_tool_calls_are_learned_and_their_results_are_not() -> None:
     assert text.endswith("dog<|im_end|>") and "green" not in text
     for given in (tools, json.dumps(tools)):  # as a data set keeps them
         assert '"parameters"' in tokenizer.decode(list(encode_chat(turns, tokenizer, given))[0].ids)
+
+
+def test_a_template_that_leaves_tool_calls_out_is_told() -> None:
+    tokenizer, recipe = tokenizer_of("byte_level"), TaskRecipe(stage="finetune", task="chat")
+    turns = chat_of("cat", "")
+    turns[1]["tool_calls"] = [{"type": "function", "function": {"name": "look", "arguments": {}}}]
+    rows = [{"messages": chat_of("cat", "dog")}, {"messages": turns}]
+    ((key, problem),) = check_chats(recipe, rows, tokenizer, "the train split")
+    assert key == "data" and "row 2 of the train split: messages: the chat template does not write the tool" in problem
+    assert "such as chatml" in problem
+    tokenizer.chat_template = TEMPLATES["chatml"]
+    assert not list(check_chats(recipe, rows, tokenizer, "the train split"))
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
+def test_reasoning_reaches_the_template_by_the_name_that_it_reads(name: str) -> None:
+    turns = chat_of("cat", "dog")
+    turns[1]["reasoning_content"] = "red"
+    template = THINKING.replace("reasoning_content", name)
+    assert learned(tokenizer_of("byte_level", template), turns) == ["<think>red</think>\ndog<|im_end|>"]
+    assert learned(tokenizer_of("byte_level", TEMPLATES["chatml"]), turns) == ["<think>red</think>\ndog<|im_end|>"]
+
+
+def test_a_chat_may_begin_with_a_greeting_which_is_not_learned() -> None:
+    turns = [{"role": "assistant", "content": "river"}, *chat_of("cat", "dog")]
+    assert learned(tokenizer_of("byte_level"), turns) == ["dog</s>"]
+    assert learned(tokenizer_of("byte_level"), turns[:1]) == []
+
+
+def test_what_a_teacher_wrote_is_stored_as_the_data_is(tmp_path: Path) -> None:
+    """Calls with other arguments are told apart: none takes those of the others."""
+    calls = [[{"function": {"name": "look", "arguments": each}}] for each in ({"at": "tree"}, {"far": 1})]
+    turns = [[*chat_of("cat", ""), *chat_of("tree", "dog")] for _ in calls]
+    for each, call in zip(turns, calls, strict=True):
+        each[1]["tool_calls"] = call
+    rows = [{"messages": each, "source": "a"} for each in turns]
+    with ParquetWriters(tmp_path, {"messages": "messages"}) as writers:
+        for split in corpus.SPLITS:
+            for row in rows:
+                writers.write(split, [list(map(corpus.stored_message, row["messages"]))], "a", 1)
+    generated._write(tmp_path / "generated", tmp_path, rows, {})
+    assert list(corpus.rows(str(tmp_path / "generated"), "train")) == rows == list(corpus.rows(str(tmp_path), "test"))
 
 
 @pytest.mark.parametrize(
@@ -238,6 +291,45 @@ def test_an_adapter_and_its_merged_model_stop_at_the_end_of_a_turn(
         config = json.loads(Path(folder, "generation_config.json").read_text(encoding="utf-8"))
         assert config["eos_token_id"] == [2, 5] and config["pad_token_id"] == 0
         assert Path(folder, "chat_template.jinja").read_text(encoding="utf-8") == TEMPLATES["chatml"]
+
+
+def of_one_answer(folder: str) -> Any:
+    """A model that writes the end of a turn after anything: only who knows that token stops there."""
+    model = LlamaForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.model.embed_tokens.weight[:, 0] = 1
+        model.model.norm.weight[:] = 1
+        model.lm_head.weight[5, 0] = 1
+    return model
+
+
+@pytest.mark.parametrize("stage", ["quantize", "prune", "lora"])
+def test_what_was_made_of_a_chat_model_stops_in_a_stock_pipeline(
+    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the lines of its card, which for an adapter name its own generation_config."""
+    world(tmp_path, monkeypatch, TEMPLATES["chatml"])
+    of_one_answer("model").save_pretrained("model")
+    assert json.loads(Path("model/generation_config.json").read_text(encoding="utf-8"))["eos_token_id"] == 2
+    scored = "model: model\ndata: chats.yaml\ntask: chat\nlimit: 2\ngeneration: {max_new_tokens: 8}\n"
+    quantize = f"stage: quantize\n{scored}quantization: {{load_in_8bit: true}}\n"
+    prune = f"stage: prune\n{scored}pruning: {{method: magnitude, sparsity: 0.1}}\n"
+    monkeypatch.setattr(quantization, "ROOM", 2)  # the names of so small a model's tensors weigh more than it
+    Path("quantize.yaml").write_text(quantize, encoding="utf-8")
+    Path("prune.yaml").write_text(prune, encoding="utf-8")
+    Path("lora.yaml").write_text(FINETUNE + "lora: {r: 2}\ngeneration: {max_new_tokens: 8}\n", encoding="utf-8")
+    assert cli.main(["run", f"{stage}.yaml"]) == 0
+    content = json.loads(Path(f"runs/{stage}/hfkit.json").read_text(encoding="utf-8"))
+    lines = use.snippet(Path(f"runs/{stage}"), content, f"runs/{stage}")
+    lines = lines.replace("print(generate([", "written = (generate([").replace("}]", "}], return_tensors=True")
+    scope: dict[str, Any] = {}
+    exec(lines.partition("[0]")[0] + ")", scope)
+    written = scope["written"][0]["generated_token_ids"]
+    assert list(written[-2:]).count(5) == 1 and written[-1] == 5, "one end of a turn, which stops it"
+    config = json.loads(Path(f"runs/{stage}/generation_config.json").read_text(encoding="utf-8"))
+    assert config["eos_token_id"] == [2, 5] and config["pad_token_id"] == 0
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from torch import nn
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.base import HfQuantizer
 
+from hfkit.data.chat import set_generation_ids
 from hfkit.errors import HfkitError, did_you_mean, reason
 from hfkit.manifest import is_adapter
 from hfkit.model.loading import auto_class_of, load_config, load_model
@@ -132,6 +133,8 @@ def quantize(place: str, output: Path, recipe: Any, texts: list[str], tokenizer:
         raise HfkitError(f"method: {method} has quantized {', '.join(heads)}, which should stay whole; use another")
     if method == "gptq":
         model.config.quantization_config.dataset = None  # or else the texts themselves would stand in config.json
+    if recipe.task != "classify":
+        set_generation_ids(model, tokenizer, recipe.task == "chat")
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
 

@@ -23,11 +23,13 @@ TEMPLATES = {
     "{% if message.role == 'assistant' %}{% generation %}{{ message.content | trim + eos_token }}{% endgeneration %}"
     "{% else %}{{ message.content | trim }}{% endif %}{{ '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:\\n' }}{% endif %}",
-    # Tools stand before the first turn, and a call is JSON after the text of its turn.
+    # Tools stand before the first turn; reasoning before the text of an answer, and its calls, as JSON, after it.
     "chatml": "{{ bos_token }}{% if tools %}{{ '<|im_start|>tools\\n' }}"
     "{% for tool in tools %}{{ tool | tojson + '\\n' }}{% endfor %}{{ '<|im_end|>\\n' }}{% endif %}"
     "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' }}"
-    "{% if message.role == 'assistant' %}{% generation %}{{ message.content | trim }}"
+    "{% if message.role == 'assistant' %}{% generation %}"
+    "{% if message.reasoning_content %}{{ '<think>' + message.reasoning_content | trim + '</think>\\n' }}{% endif %}"
+    "{{ message.content | trim }}"
     "{% for call in message.tool_calls or [] %}{{ '\\n<tool_call>' + call.function | tojson + '</tool_call>' }}"
     "{% endfor %}{{ '<|im_end|>' }}{% endgeneration %}"
     "{% else %}{{ message.content | trim + '<|im_end|>' }}{% endif %}{{ '\\n' }}{% endfor %}"
@@ -35,6 +37,8 @@ TEMPLATES = {
 }
 TOKENS = {"chatml": ("<|im_start|>", "<|im_end|>")}  # which a template needs
 SMALL_TALK: Turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+# Names that templates have for what a data set calls reasoning_content.
+REASONING = ("reasoning_content", "reasoning", "thinking")
 MARKS = re.compile(r"{%-?\s*generation\s*-?%}")
 
 
@@ -76,11 +80,16 @@ def set_template(tokenizer: "PreTrainedTokenizerBase", name: str | None) -> None
 
 def problem_with_template(tokenizer: "PreTrainedTokenizerBase") -> str | None:
     """Why a tokenizer cannot be used for chats; None if it can."""
+    if not tokenizer.is_fast:
+        return "chats need a tokenizer that knows where its tokens lie in a text; save it again with a tokenizer.json"
     if tokenizer.chat_template is None:
         return f"the tokenizer has no chat template; set chat_template: {', '.join(TEMPLATES)}, a file, or its text"
     try:
         if not ends_of_answer(tokenizer):
-            return "the chat template ends an answer with no special token, so that a model could never stop"
+            return (
+                "the chat template ends an answer with no special token, so that a model could never stop; set "
+                f"another chat_template: {', '.join(TEMPLATES)}, a file, or its text"
+            )
     except HfkitError as error:
         return str(error)
     return None
@@ -96,7 +105,7 @@ def render(
     """
     try:
         text = tokenizer.apply_chat_template(
-            turns, tools=_tools(tools), tokenize=False, add_generation_prompt=is_prompt
+            _named(turns, tokenizer), tools=_tools(tools), tokenize=False, add_generation_prompt=is_prompt
         )
     except Exception as error:  # templates raise whatever they like
         raise HfkitError(
@@ -107,7 +116,25 @@ def render(
 
 def _tools(tools: list[Any] | str | None) -> list[Any] | None:
     """As templates take them; a data set keeps them as JSON text."""
-    return (json.loads(tools) if isinstance(tools, str) else tools) or None
+    return (json.loads(tools or "[]") if isinstance(tools, str) else tools) or None
+
+
+def _named(turns: Turns, tokenizer: "PreTrainedTokenizerBase") -> Turns:
+    """The turns with their reasoning under the name that the template reads."""
+    template = str(tokenizer.chat_template)
+    own = next((name for name in REASONING if re.search(rf"\b{name}\b", template)), REASONING[0])
+    return [{own if name == REASONING[0] else name: value for name, value in turn.items()} for turn in turns]
+
+
+def unwritten(turns: Turns, tokenizer: "PreTrainedTokenizerBase", tools: list[Any] | str | None = None) -> str | None:
+    """Why an answer would be learned without its tool calls; None if the template writes them, or there are none."""
+    bare = [{name: value for name, value in turn.items() if name != "tool_calls"} for turn in turns]
+    if bare == turns or render(bare, tokenizer, tools) != render(turns, tokenizer, tools):
+        return None
+    return (
+        "messages: the chat template does not write the tool calls, so that answers would be learned without them; "
+        "set a chat_template that does, such as chatml, or leave the calls out of the data"
+    )
 
 
 def prompt_text(turns: Turns, tokenizer: "PreTrainedTokenizerBase", tools: list[Any] | str | None = None) -> str:
@@ -179,16 +206,17 @@ class EncodedChat(NamedTuple):
 def encode_chat(turns: Turns, tokenizer: "PreTrainedTokenizerBase", tools: Any = None) -> Iterator[EncodedChat]:
     """The tokens of a chat up to its last answer; nothing where it has none.
 
-    Each answer follows the very tokens that its prompt has at inference. Where one sequence cannot give that to all of
-    them, each comes by itself: a template may rewrite earlier turns, such as one that drops the reasoning of all but
-    the last, and a tokenizer may join the end of a prompt and the beginning of an answer.
+    What the assistant says before anybody else is context. Each answer follows the very tokens that its prompt has at
+    inference. Where one sequence cannot give that to all of them, each comes by itself: a template may rewrite earlier
+    turns, such as one that drops the reasoning of all but the last, and a tokenizer may join the end of a prompt and
+    the beginning of an answer.
 
     Raises:
         HfkitError: if the template refuses the chat, or an answer does not follow its own prompt.
     """
     answers = []
     for index, turn in enumerate(turns):
-        if turn["role"] == "assistant":
+        if turn["role"] == "assistant" and index:  # what a chat begins with answers nothing
             asked = render(turns[:index], tokenizer, tools, is_prompt=True)
             answered = render(turns[: index + 1], tokenizer, tools)
             if not answered.startswith(asked):
@@ -251,7 +279,11 @@ def _marked(
 ) -> list[bool]:
     """Of each token whether it lies between `{% generation %}` and `{% endgeneration %}` of the template."""
     found = tokenizer.apply_chat_template(
-        turns, tools=_tools(tools), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        _named(turns, tokenizer),
+        tools=_tools(tools),
+        tokenize=True,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
     )
     assert found["input_ids"] == ids, "apply_chat_template tokenizes what it renders"
     return list(map(bool, found["assistant_masks"]))

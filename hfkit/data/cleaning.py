@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from hfkit.data.columns import BadRow, Columns, Kind, Row
+from hfkit.data.corpus import stored_message
 from hfkit.data.files import read_lines
 from hfkit.data.sources import Slice, Source, names_in
 from hfkit.privacy import without_places
@@ -208,10 +209,7 @@ def _stored(value: Any, kind: Kind) -> Any:
         return json.dumps(value, ensure_ascii=False)
     if kind != "messages":
         return value
-    return [
-        {name: each if isinstance(each, str) else json.dumps(each, ensure_ascii=False) for name, each in turn.items()}
-        for turn in value
-    ]
+    return [stored_message(turn) for turn in value]
 
 
 def _digest(text: str) -> bytes:

@@ -53,6 +53,14 @@ def _message(stored: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def stored_message(message: dict[str, Any]) -> dict[str, str]:
+    """A message as Parquet holds it: tool calls have any shape, and so are JSON text."""
+    return {
+        name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for name, value in message.items()
+    }
+
+
 def texts(place: str, split: str) -> Iterator[str]:
     """The documents of a split, one after the other.
 
@@ -111,7 +119,11 @@ def _hub_rows(place: str, split: str, columns: list[str] | None) -> Iterator[dic
 
     try:
         for row in datasets.load_dataset(place, split=split, streaming=True):
-            yield {name: row[name] if row[name] is not None else "" for name in columns or row}
+            values = {name: row[name] if row[name] is not None else "" for name in columns or row}
+            for name, value in values.items():
+                if isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
+                    values[name] = [_message(message) for message in value]
+            yield values
     except Exception as error:  # the loader raises whatever the network, the Hub or the files bring up
         what = f" with a column {', '.join(columns)}" if columns else ""
         raise HfkitError(

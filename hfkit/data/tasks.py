@@ -1,7 +1,7 @@
 """What a model is asked to do with a row: the prompt, the completion and which tokens are learned."""
 
 import string
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -140,15 +140,25 @@ def check_room(
             yield "prompt", f"fills the window: {bare} tokens without its columns, and there is room for {room}"
 
 
-def check_chats(recipe: TaskRecipe, place: str, tokenizer: "PreTrainedTokenizerBase") -> Iterator[tuple[str, str]]:
-    """The first chat that the template refuses, of the first ones of the training split."""
-    if tokenizer.chat_template is None:
+def check_chats(
+    recipe: TaskRecipe, rows: Iterable[dict[str, Any]], tokenizer: "PreTrainedTokenizerBase", where: str
+) -> Iterator[tuple[str, str]]:
+    """The first chat that the template refuses or writes only in part, of the first rows.
+
+    Args:
+        where: what the rows are, for the message.
+    """
+    if tokenizer.chat_template is None or not tokenizer.is_fast:
         return
-    for number, row in enumerate(islice(corpus.rows(place, "train"), CHATS_CHECKED), 1):
+    for number, row in enumerate(islice(rows, CHATS_CHECKED), 1):
+        turns, tools = row[recipe.messages], row.get(recipe.tools)
         try:
-            list(chat.encode_chat(row[recipe.messages], tokenizer, row.get(recipe.tools)))
+            list(chat.encode_chat(turns, tokenizer, tools))
+            problem = chat.unwritten(turns, tokenizer, tools)
         except HfkitError as error:
-            yield "data", f"{place}: row {number} of the train split: {error}"
+            problem = str(error)
+        if problem:
+            yield "data", f"row {number} of {where}: {problem}"
             return
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hfkit.data import corpus
 from hfkit.data.chat import problem_with_template
 from hfkit.data.tasks import check_chats, check_data, fields_of
 from hfkit.data.tokenizer import load_tokenizer
@@ -65,7 +66,7 @@ def _chat_problems(recipe: Any, places: dict[str, str], recipes: dict[str, Stage
     if problem := problem_with_template(tokenizer):
         yield "chat_template", problem
     elif is_there(places["data"], recipes.get("data")):
-        yield from check_chats(recipe, places["data"], tokenizer)
+        yield from check_chats(recipe, corpus.rows(places["data"], "train"), tokenizer, "the train split")
 
 
 def _data_problems(recipe: Any, places: dict[str, str], recipes: dict[str, StageRecipe]) -> Problems:

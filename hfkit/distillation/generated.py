@@ -66,7 +66,15 @@ def _write(folder: Path, data: Path, rows: list[dict[str, Any]], made_from: dict
     with manifest.new_folder(folder) as work:
         for split in ("validation", "test"):
             shutil.copyfile(data / f"{split}.parquet", work / f"{split}.parquet")
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), work / "train.parquet", compression="zstd")
+        schema = pyarrow.parquet.read_schema(data / "train.parquet")
+        stored = [{name: _stored(value) for name, value in row.items()} for row in rows]
+        table = pyarrow.Table.from_pylist(stored, schema=schema)
+        pyarrow.parquet.write_table(table, work / "train.parquet", compression="zstd")
         content = {"name": "generated", "stage": "prepare", "made_from": made_from, "metrics": {"rows": len(rows)}}
         fingerprint = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
         manifest.finish(work, {**content, "fingerprint": fingerprint, "inputs": {}})
+
+
+def _stored(value: Any) -> Any:
+    is_chat = isinstance(value, list) and all(isinstance(each, dict) for each in value)
+    return [corpus.stored_message(message) for message in value] if is_chat else value

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from hfkit.data.tasks import check_answers, check_data, check_room
+from hfkit.data.tasks import check_answers, check_chats, check_data, check_room
 from hfkit.data.tokenizer import load_tokenizer
 from hfkit.errors import HfkitError, did_you_mean, shown
 from hfkit.evaluation import accept, scripts
@@ -160,7 +160,12 @@ def of_rows(recipe: Any, rows: list[dict[str, Any]], models: dict[str, str]) -> 
                     what = f"{shown(row[recipe.label])} of row {number} of the {recipe.split} split"
                     yield key, f"{place}: has no class {what}, {did_you_mean(str(row[recipe.label]), known)}"
                     break
-    elif recipe.task != "text" and set(recipe.chosen) & set(OF_OVERLAP):
+        return
+    if recipe.task == "chat":
+        for place in models.values():
+            tokenizer = load_tokenizer(place, "generate", recipe.chat_template)
+            yield from check_chats(recipe, rows, tokenizer, f"the {recipe.split} split")
+    if recipe.task != "text" and set(recipe.chosen) & set(OF_OVERLAP):
         yield from check_answers(recipe, rows, recipe.split)
 
 

@@ -71,7 +71,8 @@ def measure(recipe: Any, rows: list[dict[str, Any]], place: str, prompts: list[s
 
 def costs_of(recipe: Any, place: str, data: str) -> dict[str, float | None]:
     """`accept.COSTS` of the model at `place`, that does the task of a recipe on prepared data."""
-    names = ("stage", "task", "prompt", "completion", "messages", "label", "trust_remote_code")
+    of_task = ("task", "prompt", "completion", "messages", "tools", "chat_template", "label")
+    names = ("stage", *of_task, "trust_remote_code")
     scored = ScoredRecipe(data=None, **{name: getattr(recipe, name) for name in names})
     return measure(scored, list(islice(corpus.rows(data, "test"), SAMPLES)), place).costs
 

@@ -39,9 +39,19 @@ def snippet(folder: Path, content: dict[str, Any], place: str) -> str:
         )
     if config.get("is_encoder_decoder"):
         return _sequence_to_sequence(name, text)
+    is_chat = content["recipe"].get("task") == "chat"
+    asked = f'[{{"role": "user", "content": {text}}}]' if is_chat else text
+    answer = '["generated_text"][-1]["content"]' if is_chat else '["generated_text"]'
+    if is_chat and is_adapter(folder):  # transformers takes the generation_config of its base
+        return (
+            "from transformers import GenerationConfig, pipeline\n\n"
+            f"config = GenerationConfig.from_pretrained({name}, max_new_tokens=40)  # and the end of a turn\n"
+            f'generate = pipeline("text-generation", {name}, trust_remote_code=True)\n'
+            f"print(generate({asked}, generation_config=config)[0]{answer})"
+        )
     return (
         f'from transformers import pipeline\n\ngenerate = pipeline("text-generation", {name}, '
-        f'trust_remote_code=True)\nprint(generate({text}, max_new_tokens=40)[0]["generated_text"])'
+        f"trust_remote_code=True)\nprint(generate({asked}, max_new_tokens=40)[0]{answer})"
     )
 
 

@@ -107,7 +107,7 @@ def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe
     if not problems:
         yield from check_room(recipe, tokenizer, recipe.sequence_length, recipe.generation.get("max_new_tokens"))
         if recipe.task == "chat" and tokenizer is not None and is_there(places["data"], recipes.get("data")):
-            yield from check_chats(recipe, places["data"], tokenizer)
+            yield from check_chats(recipe, corpus.rows(places["data"], "train"), tokenizer, "the train split")
 
 
 def external(recipe: Recipe) -> dict[str, Any]:

@@ -155,6 +155,7 @@ def _prune(recipe: Recipe, places: dict[str, str], rows: list[dict[str, Any]], o
     from hfkit import manifest
     from hfkit.compression import calibration, pruning
     from hfkit.compression.whole import whole
+    from hfkit.data.chat import set_generation_ids
     from hfkit.data.tokenizer import load_tokenizer
     from hfkit.evaluation.outcomes import open_model
 
@@ -173,6 +174,8 @@ def _prune(recipe: Recipe, places: dict[str, str], rows: list[dict[str, Any]], o
             tokens = calibration.calibration_rows(texts, tokenizer, recipe.sequence_length, recipe.calibration_rows)
         model = open_model(place, recipe.task, recipe.trust_remote_code)
         model, facts = pruning.prune(model, recipe.pruning, tokens)
+        if recipe.task != "classify":
+            set_generation_ids(model, tokenizer, recipe.task == "chat")
         model.save_pretrained(work)
         tokenizer.save_pretrained(work)
     manifest.write_json(output / NOTE, {"made_of": made_of, "facts": facts | drift})
