@@ -170,11 +170,11 @@ def load_model(
     except Exception as error:
         raise HfkitError(f"{base}: the model cannot be loaded: {reason(error)}") from None
     missing, left_over = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
-    if labels is not None:  # the head of classes is new, and that of another task is not needed
+    if task == "classify":  # its head may be new, and that of another task is not needed
         new = [key for key in missing if not _is_of_base(key, model)]
         missing = [key for key in missing if key not in new]
         left_over = [key for key in left_over if _is_of_base(key, model)]
-        if new and not is_adapter(place):
+        if new and labels is not None and not is_adapter(place):
             say(f"  the head of classes is new: {', '.join(new)}")
     _check_keys(base, missing, [*left_over, *map(str, found["mismatched_keys"])])
     if dequantize and getattr(model.config, "quantization_config", None) is not None:

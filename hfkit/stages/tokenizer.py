@@ -13,7 +13,7 @@ from hfkit.data import corpus
 from hfkit.data.chat import TEMPLATES
 from hfkit.errors import HfkitError
 from hfkit.planning.work import Chore, Known, Texts, Tokens, Work
-from hfkit.ranks import say
+from hfkit.ranks import is_terminal, say
 from hfkit.recipe import Input, Push, StageRecipe
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def train(recipe: Recipe, texts: Iterator[str], is_shown: bool = True) -> "Token
     common: dict[str, Any] = {
         "vocab_size": recipe.vocab_size,
         "special_tokens": SPECIAL_TOKENS,
-        "show_progress": is_shown,
+        "show_progress": is_shown and is_terminal(),
     }
     room = recipe.vocab_size - len(SPECIAL_TOKENS)
     counted: dict[str, Any] = {**common, "min_frequency": recipe.min_frequency}

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -55,7 +55,7 @@ class HfkitTrainer(ResumableTrainer):
         model: Any,
         args: TrainingArguments,
         *others: Any,
-        optimizer: Optimizer | None = None,
+        optimizer: Optimizer | Literal["adamw", "muon"] = "adamw",
         task_metrics: Callable[[], dict[str, float]] | None = None,
         loss_of: Callable[..., torch.Tensor] | None = None,
         **kwargs: Any,
@@ -70,7 +70,7 @@ class HfkitTrainer(ResumableTrainer):
             what = f"a model of type {kind} caps or scales its logits, or its head is not a linear map"
             raise HfkitError(f"losses: {what}, and only its own cross-entropy trains it; fine-tune it")
         super().__init__(model, args, *others, **kwargs)
-        self.settings = optimizer or Optimizer()
+        self.settings = Optimizer(name=optimizer) if isinstance(optimizer, str) else optimizer
         self.task_metrics = task_metrics
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
