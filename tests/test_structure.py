@@ -20,8 +20,8 @@ LAYERS = [
     {"training", "distillation", "compression", "evaluation", "data", "hub", "planning", "serving"},
     {"model"},
     {"recipe"},
-    {"recipe_yaml", "manifest", "ranks", "stopping", "usage"},
-    {"errors", "privacy"},
+    {"recipe_yaml", "manifest", "ranks", "bars", "stopping", "usage"},
+    {"errors", "privacy", "cores"},
 ]
 
 

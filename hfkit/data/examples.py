@@ -194,6 +194,16 @@ def _encode_split(
     return counts
 
 
+def counted(counts: dict[str, int], length: int) -> str:
+    """The counts of a split, for a person."""
+    kept, cut, dropped = (f"{counts[name]:,}" for name in ("examples", "cut", "dropped"))
+    told = f"  {kept} examples, {cut} cut to {length} tokens, {dropped} dropped"
+    if counts["examples"] <= counts["rows"]:
+        return told
+    cost = f"{kept} of {counts['rows']:,} chats"
+    return f"{told}\n  each answer is an example with the context that it would be written in: {cost}"
+
+
 def pad(batch: list[dict[str, Any]], pad_token_id: int) -> dict[str, torch.Tensor]:
     """Examples as one batch, padded on the right: `input_ids` and `attention_mask` (batch, longest), and the `labels`,
     (batch, longest) of tokens or (batch,) of classes."""

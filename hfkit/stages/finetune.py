@@ -170,7 +170,7 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     from transformers import set_seed
     from transformers.utils import logging
 
-    from hfkit.data.examples import Examples, show_example, task_examples
+    from hfkit.data.examples import Examples, counted, show_example, task_examples
     from hfkit.training import checkpoints, report
     from hfkit.training.task_metrics import TaskMetrics
     from hfkit.training.trainer import training_arguments
@@ -184,12 +184,7 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     folder = on_main("examples", lambda: str(task_examples(places["data"], recipe, tokenizer, length, cache)))
     splits = {split: Examples(Path(folder), split) for split in corpus.SPLITS}
     counts = splits["train"].counts
-    say(f"  {counts['examples']:,} examples, {counts['cut']:,} cut to {length} tokens, {counts['dropped']:,} dropped")
-    if counts["examples"] > counts["rows"]:
-        say(
-            f"  the chat template rewrites earlier turns, so each answer is an example with its own context: "
-            f"{counts['examples']:,} of {counts['rows']:,} chats"
-        )
+    say(counted(counts, length))
     say(show_example(splits["train"][0], tokenizer))
 
     # Model

@@ -32,7 +32,6 @@ BAD_ROWS = {
     "nested type": ("bad.jsonl", ROW + '{"text": ["a"]}\n', "bad.jsonl:2: column \"text\": must be text, got ['a']"),
     "null text": ("bad.jsonl", ROW + '{"text": null}\n', 'bad.jsonl:2: column "text": must be text, got None'),
     "short CSV row": ("bad.csv", "n,text\n1,fine row\n2\n", 'bad.csv:3: column "text": must be text, got None'),
-    "truncated CSV": ("bad.csv", 'n,text\n1,fine row\n2,"hal', "bad.csv:3: not CSV: "),
 }
 
 
@@ -97,8 +96,9 @@ def test_a_file_without_documents_is_refused(ledger: Ledger, new: NewWorld) -> N
     cases = {
         "empty file": ("bad.txt", "", [], "no rows (0 in all); give more data"),
         "empty JSONL": ("bad.jsonl", "", [], "no rows (0 in all); give more data"),
-        "empty after filtering": ("bad.txt", "a\nb\n\n", ["min_characters: 100"], "no rows (0 in all)"),
-        "only blank": ("bad.txt", " \n\n\t\n", [], "no rows (0 in all)"),
+        "empty after filtering": ("bad.txt", "a\nb\n\n", ["min_characters: 100"], "no rows (0 in all; dropped: "),
+        "only blank": ("bad.txt", " \n\n\t\n", [], "no rows (0 in all; dropped: "),
+        "truncated CSV": ("bad.csv", 'n,text\n1,fine row\n2,"hal', [], "bad.csv:3: not CSV: a quote that is opened"),
         "CSV without the column": ("bad.csv", "n,txt\n1,a\n", [], 'bad.csv: has no column "text", did you mean "txt"'),
         "no Parquet": ("bad.parquet", "text" * 9, [], "bad.parquet: not a Parquet file"),
         "no gzip": ("bad.jsonl.gz", ROW, [], "bad.jsonl.gz: cannot be read: Not a gzipped file"),
