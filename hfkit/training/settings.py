@@ -62,7 +62,12 @@ def _by_name(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
+class _OrName:
+    """Says in the JSON schema that the name alone will do."""
+
+    def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
+        return {"anyOf": [handler(core_schema), {"enum": ["adamw", "muon"], "type": "string"}]}
+
+
 # `optimizer: muon` is short for `optimizer: {name: muon}`.
-AnyOptimizer = Annotated[
-    Optimizer, BeforeValidator(_by_name, json_schema_input_type=Optimizer | Literal["adamw", "muon"])
-]
+AnyOptimizer = Annotated[Optimizer, BeforeValidator(_by_name), _OrName()]
