@@ -118,7 +118,7 @@ def _resolve_inputs(
             if isinstance(value, str):
                 value = str(Path(value).expanduser()) if value.startswith("~") else value
                 if marker.kind == "data set" and is_data_file(value) and manifest.read_json(Path(value)) is None:
-                    found: Node | str | None = _implicit(source, key, value, problems)
+                    found: Node | str | None = _implicit(source, key, value, known, problems)
                 else:
                     found = _resolve_input(source, key, value, marker, known, above, problems)
                 inputs |= {} if found is None else {key: found}
@@ -160,7 +160,9 @@ def _resolve_input(
     return found
 
 
-def _implicit(source: recipe_yaml.Source, key: str, files: str, problems: list[str]) -> Node | None:
+def _implicit(
+    source: recipe_yaml.Source, key: str, files: str, known: dict[Path, Node | None], problems: list[str]
+) -> Node | None:
     """The preparation of data files that stand where a data set is asked for, with its defaults.
 
     What the recipe does not say of their columns is taken from their names, and set in it.
@@ -179,15 +181,18 @@ def _implicit(source: recipe_yaml.Source, key: str, files: str, problems: list[s
     kinds = {"text": "text"} if task == "text" else found.columns
     values = {"stage": "prepare", "sources": [{"files": files, **column}], "columns": kinds}
     name = ".".join([re.sub(r"[^\w.-]+", "-", files).strip("-."), "-".join(kinds)])
-    recipe = stage.Recipe.model_validate({**values, "output_dir": f"runs/{name}"})
+    place = Path("runs", name)
+    if (made := known.get(place)) is not None:
+        return made
+    recipe = stage.Recipe.model_validate({**values, "output_dir": str(place)})
     node = Node(recipe_yaml.Source(Path(files), values), stage, recipe, {})
     if found.names:
         say(f"{files}: " + ", ".join(f"{key} is {columns}" for key, columns in found.names.items()))
     try:
-        return _checked(node)
+        known[place] = _checked(node)
     except HfkitError as error:
         problems.extend(error.problems)
-        return None
+    return known.get(place)
 
 
 def _checked(node: Node) -> Node:

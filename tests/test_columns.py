@@ -171,7 +171,7 @@ def test_rows_alike_in_the_named_columns_are_kept_once(tmp_path: Path) -> None:
         ({"deduplicate": ["txt"]}, ("deduplicate", 'txt: is not in `columns`, did you mean "text"?')),
         (
             {"columns": {"text": "text"}, "labels": ["a"]},
-            ("labels", "no column is a label; write `columns: {<name>: label}`"),
+            ("labels", "no column is a label; write `columns: {<name>: label}`, or `labels` for lists of them"),
         ),
     ],
 )

@@ -323,7 +323,11 @@ def test_length_and_variety() -> None:
         ("exact_match", {"regexes_to_ignore": ["("]}, "regexes_to_ignore: '(' is not valid: missing )"),
         ("f1", {"average": "makro"}, 'average: "makro" is not known, did you mean "macro"?'),
         ("f1", {}, "pos_label: 1 is no class of the rows; use 'a' or 'b'"),
-        ("f1", {"predictions": [0, 1]}, "must both be names or both be numbers, got 0 and 'a'"),
+        (
+            "f1",
+            {"predictions": [0, 1]},
+            "must both be names, both be numbers or both be lists of names, got 0 and 'a'",
+        ),
         ("accuracy", {"predictions": ["a", 1]}, "predictions: row 2 must be a name as the rows before, got 1"),
         ("accuracy", {"predictions": ["a", 1.5]}, "predictions: row 2 must be a class, by name or by number, got 1.5"),
         ("accuracy", {"sample_weight": [1]}, "sample_weight: 1 weights for 2 rows; give each row one"),

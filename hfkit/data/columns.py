@@ -1,12 +1,13 @@
 """What a row of data holds: its columns, each of a kind, and what is wrong with a value that is not of it."""
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from hfkit.errors import did_you_mean, shown
 
-Kind = Literal["text", "texts", "label", "messages", "tools"]
+Kind = Literal["text", "texts", "label", "labels", "messages", "tools"]
 ROLES = ("system", "developer", "user", "assistant", "tool")
 SHAREGPT = {"human": "user", "gpt": "assistant", "bot": "assistant"}
 # What a message may hold beside role and content.
@@ -38,8 +39,9 @@ class Columns:
     """The columns of a data set.
 
     Args:
-        kinds: of each column: `text`; `texts`, a list of them; `label`, a class by name or number; `messages`, a chat
-            of `{role, content}`, with `FIELDS` where a message has them; `tools`, what a chat may call.
+        kinds: of each column: `text`; `texts`, a list of them; `label`, a class by name or number; `labels`, a list
+            of any number of them; `messages`, a chat of `{role, content}`, with `FIELDS` where a message has them;
+            `tools`, what a chat may call.
         labels: the names of the classes, where they are known; a number is a place in this list.
     """
 
@@ -66,7 +68,7 @@ class Columns:
                 return BadRow(origin, f'column "{name}": is missing, {did_you_mean(name, found)}')
             try:
                 value = found[name]
-                values[column] = self._label(value, column) if kind == "label" else self._readers[kind](value)
+                values[column] = self._read(value, kind, column)
                 _check_encodable(values[column])
             except ValueError as error:
                 return BadRow(origin, f'column "{name}": {error}')
@@ -76,8 +78,15 @@ class Columns:
     def is_settled(self) -> bool:
         """Whether the rows that were read have decided all that they decide for later ones: the types of labels."""
         return self.labels is not None or all(
-            kind != "label" or column in self._label_types for column, kind in self.kinds.items()
+            kind not in ("label", "labels") or column in self._label_types for column, kind in self.kinds.items()
         )
+
+    def _read(self, value: Any, kind: Kind, column: str) -> Any:
+        if kind == "label":
+            return self._label(value, column)
+        if kind == "labels":
+            return list(dict.fromkeys(self._label(each, column) for each in _list_of_labels(value)))
+        return self._readers[kind](value)
 
     def _messages(self, value: Any) -> list[dict[str, Any]]:
         if not isinstance(value, list) or not value:
@@ -135,6 +144,19 @@ def _texts(value: Any) -> list[str]:
     if not isinstance(values, list) or not values:
         raise ValueError(f"must be a list of texts, got {shown(value)}")
     return [_text(each) for each in values]
+
+
+def _list_of_labels(value: Any) -> list[Any]:
+    """A list of classes, which may be empty; the same as JSON text, which is how a CSV file holds it; or one class."""
+    if isinstance(value, str):
+        text = value.strip()
+        if not text.startswith("["):
+            return [value] if text else []
+        with contextlib.suppress(ValueError):
+            value = json.loads(text)
+    if not isinstance(value, list):
+        raise ValueError(f"must be a list of labels, got {shown(value)}")
+    return value
 
 
 def _check_encodable(value: Any) -> None:

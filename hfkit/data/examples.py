@@ -12,7 +12,7 @@ from hfkit import manifest
 from hfkit.bars import Bar
 from hfkit.data import corpus
 from hfkit.data.packing import IGNORED
-from hfkit.data.tasks import TaskRecipe, encode
+from hfkit.data.tasks import TaskRecipe, classes_of, encode
 from hfkit.errors import HfkitError
 
 if TYPE_CHECKING:
@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 
 
 class Examples(torch.utils.data.Dataset):
-    """The examples of a split. One is `input_ids` and `labels`, each (tokens,); of a class, `labels` is its number.
+    """The examples of a split. One is `input_ids` and `labels`, each (tokens,). Of a class, `labels` is its number; of
+    any number of classes it is (classes,), float32, 1 for those that the row has.
 
     Attributes:
         labels: names of the classes, if the task has classes.
+        is_multi_label: whether a row has any number of them.
         counts: `rows` of the data, `examples`, of which some may be of one row, `cut` (part of the prompt is gone) and
             `dropped` (rows whose completion alone does not fit).
         bytes: of the text that is learned.
@@ -39,6 +41,7 @@ class Examples(torch.utils.data.Dataset):
         self.learned = np.memmap(folder / f"{split}.learned", dtype=np.bool_, mode="r")
         self.starts = np.load(folder / f"{split}.starts.npy")  # of each example, and the end
         self.classes = np.load(folder / f"{split}.classes.npy")
+        self.is_multi_label = self.classes.ndim == 2
         self.tokens = int(self.starts[-1])
 
     def __reduce__(self) -> tuple[type, tuple[Path, str]]:
@@ -51,7 +54,8 @@ class Examples(torch.utils.data.Dataset):
         piece = slice(self.starts[index], self.starts[index + 1])
         ids = torch.from_numpy(self.ids[piece].astype(np.int64))
         if self.labels is not None:
-            return {"input_ids": ids, "labels": torch.tensor(self.classes[index])}
+            classes = self.classes[index]
+            return {"input_ids": ids, "labels": torch.tensor(classes.astype(np.float32) if classes.ndim else classes)}
         return {"input_ids": ids, "labels": ids.masked_fill(torch.from_numpy(~self.learned[piece]), IGNORED)}
 
 
@@ -128,7 +132,7 @@ def task_examples(
     if (folder / "examples.json").exists():
         return folder
     with manifest.locked(folder), manifest.new_folder(folder) as work:
-        labels = _labels(place, recipe.label) if recipe.task == "classify" else None
+        labels = _labels(place, recipe) if recipe.task == "classify" else None
         splits = {
             split: _encode_split(place, split, recipe, tokenizer, length, labels, work) for split in corpus.SPLITS
         }
@@ -136,22 +140,33 @@ def task_examples(
     return folder
 
 
-def _labels(place: str, column: str) -> list[str]:
+def _labels(place: str, recipe: TaskRecipe) -> list[str]:
     """The classes of the training split, in the order of their names; numbers in their own order."""
-    found = {split: {row[column] for row in corpus.rows(place, split)} for split in corpus.SPLITS}
+    found, kinds = {}, set[type]()
+    for split in corpus.SPLITS:
+        classes = [classes_of(recipe, row) for row in corpus.rows(place, split)]
+        kinds |= {type(each) for each in classes}
+        found[split] = {name for each in classes for name in ([each] if isinstance(each, str) else each)}
     for split in ("validation", "test"):
         if unseen := sorted(found[split] - found["train"]):
             raise HfkitError(
                 f"label: the {split} split has classes that training never sees: {', '.join(unseen[:5])}; "
                 f"give more data, or leave these out"
             )
-    if len(found["train"]) < 2:
+    if not found["train"]:
+        raise HfkitError("label: no row of the train split has a class; give rows that have, or name another column")
+    if len(found["train"]) < 2 and list not in kinds:
         (only,) = found["train"]
         raise HfkitError(
             f"label: the train split has one class only, {only!r}, so that there is nothing to learn; give rows of "
             f"another class, or name another column"
         )
     return sorted(found["train"], key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
+
+
+def _numbers_of(classes: str | list[str], labels: list[str]) -> Any:
+    """The number of a class, or of several a vector of whether each is among them."""
+    return labels.index(classes) if isinstance(classes, str) else [label in classes for label in labels]
 
 
 def _encode_split(
@@ -164,7 +179,7 @@ def _encode_split(
     work: Path,
 ) -> dict[str, int]:
     """Write one split's files. Returns its counts."""
-    starts, classes = [0], list[int]()
+    starts, classes = [0], list[Any]()
     counts = {"rows": 0, "examples": 0, "cut": 0, "dropped": 0, "learned_tokens": 0, "bytes": 0}
     rows = Bar(corpus.rows(place, split), f"encoding {split}")
     with (work / f"{split}.ids").open("wb") as ids_file, (work / f"{split}.learned").open("wb") as learned_file:
@@ -179,13 +194,13 @@ def _encode_split(
                 ids_file.write(np.asarray(example.ids, dtype=np.uint32).tobytes())
                 learned_file.write(np.asarray(example.learned, dtype=np.bool_).tobytes())
                 starts.append(starts[-1] + len(example.ids))
-                classes.append(labels.index(values[recipe.label]) if labels else 0)
+                classes.append(_numbers_of(classes_of(recipe, values), labels) if labels else 0)
                 counts["examples"] += 1
                 counts["cut"] += example.is_cut
                 counts["learned_tokens"] += sum(example.learned)
                 counts["bytes"] += len(tokenizer.decode(example.learned_ids, skip_special_tokens=True).encode())
     np.save(work / f"{split}.starts.npy", np.asarray(starts, dtype=np.int64))
-    np.save(work / f"{split}.classes.npy", np.asarray(classes, dtype=np.int64))
+    np.save(work / f"{split}.classes.npy", np.asarray(classes, dtype=bool if np.ndim(classes) == 2 else np.int64))
     if not counts["learned_tokens"]:
         raise HfkitError(
             f"data: the {split} split of {place} leaves nothing to learn ({counts['dropped']} rows do not fit into "
@@ -206,7 +221,7 @@ def counted(counts: dict[str, int], length: int) -> str:
 
 def pad(batch: list[dict[str, Any]], pad_token_id: int) -> dict[str, torch.Tensor]:
     """Examples as one batch, padded on the right: `input_ids` and `attention_mask` (batch, longest), and the `labels`,
-    (batch, longest) of tokens or (batch,) of classes."""
+    (batch, longest) of tokens, (batch,) of classes or (batch, classes) of multi-label ones."""
 
     def padded(rows: list[torch.Tensor], value: int) -> torch.Tensor:
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
@@ -216,15 +231,22 @@ def pad(batch: list[dict[str, Any]], pad_token_id: int) -> dict[str, torch.Tenso
     return {
         "input_ids": padded(ids, pad_token_id),
         "attention_mask": padded([torch.ones_like(row) for row in ids], 0),
-        "labels": padded(labels, IGNORED) if labels[0].dim() else torch.stack(labels),
+        "labels": padded(labels, IGNORED) if _are_of_tokens(labels[0]) else torch.stack(labels),
     }
+
+
+def _are_of_tokens(labels: torch.Tensor) -> bool:
+    """Whether labels are those of tokens: of one class they are a number, of several a vector of floats."""
+    return labels.dim() > 0 and not labels.is_floating_point()
 
 
 def show_example(example: dict[str, torch.Tensor], tokenizer: "PreTrainedTokenizerBase", tokens: int = 60) -> str:
     """The end of an example for a person: `[...]` is context that is not learned."""
     ids, labels = example["input_ids"].tolist(), example["labels"].tolist()
-    if not isinstance(labels, list):
-        return f"  first example, of class {labels}: {tokenizer.decode(ids[:tokens])!r}"
+    if not _are_of_tokens(example["labels"]):
+        several = [number for number, is_so in enumerate(labels) if is_so] if isinstance(labels, list) else None
+        told = f"class {labels}" if several is None else f"classes {', '.join(map(str, several)) or 'none'}"
+        return f"  first example, of {told}: {tokenizer.decode(ids[:tokens])!r}"
     learned = sum(label != IGNORED for label in labels)
     shown = []
     for token_id, label in list(zip(ids, labels, strict=True))[-tokens:]:

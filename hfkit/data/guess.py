@@ -25,7 +25,10 @@ USUAL: dict[str, dict[str, tuple[tuple[str, ...], ...]]] = {
         "completion": (("completion",), ("answer",), ("output",), ("response",), ("target",)),
     },
     "chat": {"messages": (("messages",), ("conversations",))},
-    "classify": {"prompt": (("text",), ("sentence",), ("content",)), "label": (("label",), ("category",), ("class",))},
+    "classify": {
+        "prompt": (("text",), ("sentence",), ("content",)),
+        "label": (("label",), ("labels",), ("category",), ("class",)),
+    },
 }
 KINDS: dict[str, Kind] = {"messages": "messages", "label": "label"}
 TEMPLATES = ("prompt", "completion")
@@ -82,10 +85,16 @@ def guess(files: str, task: str, values: dict[str, Any]) -> Guess:
             if key != "text":
                 keys[key] = "\n".join(f"{{{name}}}" for name in found) if key in TEMPLATES else found[0]
             names[key] = " and ".join(found)
-        columns |= {name: KINDS.get(key, "text") for name in found or ()}
+        columns |= {name: _kind(key, row.get(name)) for name in found or ()}
     if task == "chat" and "tools" in row:
         columns["tools"] = "tools"
     return Guess(columns, keys, names)
+
+
+def _kind(key: str, value: Any) -> Kind:
+    """The kind of a column that serves a key. Whether a row has one class or a list of them is seen in the first."""
+    is_list = isinstance(value, list) or (isinstance(value, str) and value.startswith("["))
+    return "labels" if key == "label" and is_list else KINDS.get(key, "text")
 
 
 def _unknown(path: Path, row: dict[str, Any], task: str, key: str) -> str:

@@ -23,6 +23,7 @@ class ParquetWriters:
             "text": pyarrow.large_string(),
             "texts": pyarrow.list_(pyarrow.large_string()),
             "label": pyarrow.string(),
+            "labels": pyarrow.list_(pyarrow.string()),
             "messages": pyarrow.list_(message),
             "tools": pyarrow.large_string(),
         }

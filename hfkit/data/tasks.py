@@ -37,7 +37,7 @@ class TaskRecipe(StageRecipe):
         min_length=1,
         description="How a chat becomes text: plain, chatml, a file, or the template. By default the tokenizer's own.",
     )
-    label: str = Field("label", description="Column with the class.")
+    label: str = Field("label", description="Column with the class, or with a list of classes (multi-label).")
 
     @property
     def template(self) -> str:
@@ -178,6 +178,33 @@ def reference(recipe: TaskRecipe, row: dict[str, Any]) -> list[str]:
     several = max((len(value) for value in row.values() if isinstance(value, list)), default=1)
     versions = [{k: v[i % len(v)] if isinstance(v, list) else v for k, v in row.items()} for i in range(several)]
     return list(dict.fromkeys(fill(recipe.completion, version).strip() for version in versions))
+
+
+def classes_of(recipe: TaskRecipe, row: dict[str, Any]) -> str | list[str]:
+    """The class of a row by name, or of a list of classes all of them."""
+    value = row[recipe.label]
+    return [str(each) for each in value] if isinstance(value, list) else str(value)
+
+
+def count_classes(recipe: TaskRecipe, rows: list[dict[str, Any]]) -> int:
+    """How many classes some rows have between them."""
+    found = [classes_of(recipe, row) for row in rows if recipe.label in row]
+    return len({name for each in found for name in ([each] if isinstance(each, str) else each)})
+
+
+def is_multi_label(recipe: TaskRecipe, place: str, planned: StageRecipe | None) -> bool | None:
+    """Whether the rows of a task have lists of classes; None where that is not known before they are read.
+
+    Args:
+        place, planned: as in `check_data`.
+    """
+    if recipe.task != "classify":
+        return False
+    if planned is None and corpus.problem_with(place):
+        return None
+    columns = getattr(planned, "columns", None) or corpus.columns_of(place)
+    kind = (columns or {}).get(recipe.label)
+    return None if kind is None else kind in ("labels", "texts")
 
 
 # ---- rows to tokens

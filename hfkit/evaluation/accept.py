@@ -26,6 +26,7 @@ OF_TRAINING = {
     **dict.fromkeys(("generate", "chat"), (*OF_TOKENS, "rouge1", "rouge2", "rougeL", "bleu", "exact_match")),
     "classify": ("loss", "accuracy", "f1"),
 }
+OF_MULTI_LABEL = ("loss", "exact_match", "f1", "f1_macro", "f1_micro", "f1_weighted", "f1_samples")
 
 # The scores that each metric gives, where their names are others than its own.
 SCORES = {
@@ -35,11 +36,26 @@ SCORES = {
 }
 
 
-def check_best(train: dict[str, Any] | None, task: str) -> Iterator[tuple[str, str]]:
-    """What is wrong with the metric that chooses the best checkpoint, which Trainer tells after an evaluation."""
+def of_training(task: str, is_multi_label: bool | None = False) -> tuple[str, ...]:
+    """What a training of a task measures on its test split.
+
+    Args:
+        is_multi_label: whether rows have lists of classes; None where that is not known yet.
+    """
+    if task != "classify" or is_multi_label is False:
+        return OF_TRAINING[task]
+    return OF_MULTI_LABEL if is_multi_label else tuple(dict.fromkeys((*OF_TRAINING[task], *OF_MULTI_LABEL)))
+
+
+def check_best(train: dict[str, Any] | None, known: Collection[str]) -> Iterator[tuple[str, str]]:
+    """What is wrong with the metric that chooses the best checkpoint, which Trainer tells after an evaluation.
+
+    Args:
+        known: what the training measures.
+    """
     name = (train or {}).get("metric_for_best_model")
-    if isinstance(name, str) and name.removeprefix("eval_") not in OF_TRAINING[task]:
-        hint = did_you_mean(name.removeprefix("eval_"), OF_TRAINING[task])
+    if isinstance(name, str) and name.removeprefix("eval_") not in known:
+        hint = did_you_mean(name.removeprefix("eval_"), known)
         yield "train.metric_for_best_model", f"is not a score of this training, {hint}"
 
 
@@ -76,9 +92,17 @@ Accept = Annotated[
 ]
 
 
-def score_names(metrics: Collection[str]) -> list[str]:
-    """The names of the scores that some metrics give."""
-    return [name for metric in metrics for name in SCORES.get(metric, (metric,))]
+def score_names(metrics: Collection[str], is_multi_label: bool | None = False) -> list[str]:
+    """The names of the scores that some metrics give.
+
+    Args:
+        is_multi_label: as for `of_training`.
+    """
+    names = [name for metric in metrics for name in SCORES.get(metric, (metric,))]
+    several = ["f1_samples"] * ("f1" in metrics) + ["exact_match"] * ("accuracy" in metrics)
+    if is_multi_label is False:
+        return names
+    return [*(name for name in names if is_multi_label is None or name != "accuracy"), *several]
 
 
 def problems(

@@ -1,12 +1,14 @@
 """What an evaluation cannot be made of, told before a model is loaded: problems of the recipe's keys."""
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from hfkit.data.tasks import check_answers, check_chats, check_data, check_room
+from hfkit.data.tasks import check_answers, check_chats, check_data, check_room, classes_of, is_multi_label
 from hfkit.data.tokenizer import load_tokenizer
 from hfkit.errors import HfkitError, did_you_mean, shown
 from hfkit.evaluation import accept, scripts
+from hfkit.evaluation import classes as of_config
 from hfkit.evaluation.scoring import CUTTING_WORDS, OF_OVERLAP
 from hfkit.evaluation.settings import FITTING, QUALITY
 from hfkit.manifest import is_adapter
@@ -62,8 +64,14 @@ def of_smaller(
             yield "model", str(error)
             return
     yield from of_scoring(recipe, places, recipes, {"model": places["model"]})
-    known = [*accept.score_names(recipe.chosen), *accept.COSTS]
+    known = measured(recipe, places, recipes)
     yield from accept.problems(recipe.accept, known, known, "the model before")
+
+
+def measured(recipe: Any, places: dict[str, str], recipes: dict[str, StageRecipe]) -> list[str]:
+    """The names of what is measured of a model that is scored on data, which limits may be on."""
+    several = is_multi_label(recipe, places["data"], recipes.get("data"))
+    return [*accept.score_names(recipe.chosen, several), *accept.COSTS]
 
 
 def refuse(recipe: Any, rows: list[dict[str, Any]], models: dict[str, str]) -> None:
@@ -154,12 +162,7 @@ def of_rows(recipe: Any, rows: list[dict[str, Any]], models: dict[str, str]) -> 
     """
     if recipe.task == "classify":
         for key, place in models.items():
-            known = load_config(place, recipe.trust_remote_code).id2label.values()
-            for number, row in enumerate(rows, 1):
-                if str(row[recipe.label]) not in known:
-                    what = f"{shown(row[recipe.label])} of row {number} of the {recipe.split} split"
-                    yield key, f"{place}: has no class {what}, {did_you_mean(str(row[recipe.label]), known)}"
-                    break
+            yield from ((key, f"{place}: {problem}") for problem in islice(_of_classes(recipe, rows, place), 1))
         return
     if recipe.task == "chat":
         for place in models.values():
@@ -167,6 +170,19 @@ def of_rows(recipe: Any, rows: list[dict[str, Any]], models: dict[str, str]) -> 
             yield from check_chats(recipe, rows, tokenizer, f"the {recipe.split} split")
     if recipe.task != "text" and set(recipe.chosen) & set(OF_OVERLAP):
         yield from check_answers(recipe, rows, recipe.split)
+
+
+def _of_classes(recipe: Any, rows: list[dict[str, Any]], place: str) -> Iterator[str]:
+    """What is wrong with the classes of rows for the classifier at `place`."""
+    config = load_config(place, recipe.trust_remote_code)
+    known = config.id2label.values()
+    for number, row in enumerate(rows, 1):
+        classes, where = classes_of(recipe, row), f"row {number} of the {recipe.split} split"
+        if isinstance(classes, list) and not of_config.is_multi_label(config):
+            yield f"chooses one class, and {where} has a list of them; fine-tune a model on rows with lists"
+        for name in [classes] if isinstance(classes, str) else classes:
+            if name not in known:
+                yield f"has no class {shown(name)} of {where}, {did_you_mean(name, known)}"
 
 
 def window_of(config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> int:

@@ -1,46 +1,53 @@
-"""Metrics of classes: accuracy, F1 and the confusion matrix, with the values of scikit-learn."""
+"""Metrics of classes: accuracy, F1 and the confusion matrix, with the values of scikit-learn.
+
+A row has one class, or a list of any number of them (multi-label).
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from datasets import Features, Value
+from datasets import Sequence as ListOf
 
 from hfkit.errors import HfkitError, did_you_mean, shown
 from hfkit.evaluation.base import RowMetric, Statistics, check_counts, listed
 
 Label = int | str
-AVERAGES = ("binary", "micro", "macro", "weighted")
+AVERAGES = ("binary", "micro", "macro", "weighted", "samples")
 NUMBERS = Features({"predictions": Value("int64"), "references": Value("int64")})
 NAMES = Features({"predictions": Value("string"), "references": Value("string")})
+LISTS = Features({"predictions": ListOf(Value("string")), "references": ListOf(Value("string"))})
 
 
 class LabelMetric(RowMetric):
-    """A metric of one predicted and one true class a row, all by name or all by number."""
+    """A metric of predicted and true classes: one a row, all by name or all by number, or a list of names a row."""
 
-    row_features = [NUMBERS, NAMES]
+    row_features = [NUMBERS, NAMES, LISTS]
 
     def _checked(self, predictions: Any, references: Any) -> tuple[list[Any], list[Any]]:
         predictions, references = labels_of("predictions", predictions), labels_of("references", references)
         check_counts(predictions, references)
         if predictions and type(predictions[0]) is not type(references[0]):
             raise HfkitError(
-                f"predictions and references: must both be names or both be numbers, got {shown(predictions[0])} and "
-                f"{shown(references[0])}"
+                f"predictions and references: must both be names, both be numbers or both be lists of names, got "
+                f"{shown(predictions[0])} and {shown(references[0])}"
             )
         return predictions, references
 
 
-def labels_of(name: str, values: Any) -> list[Label]:
-    """Classes as texts or as whole numbers, whatever array they come in.
+def labels_of(name: str, values: Any) -> list[Any]:
+    """Classes as texts or as whole numbers, or as lists of texts, whatever array they come in.
 
     Raises:
-        HfkitError: a value is neither, or they are mixed.
+        HfkitError: a value is none of these, or they are mixed.
     """
-    found: list[Label] = []
+    found: list[Any] = []
     for row, value in enumerate(listed(name, values), 1):
-        value = value.item() if hasattr(value, "item") else value
-        if not isinstance(value, (int, str)):
+        value = value.item() if np.ndim(value) == 0 and hasattr(value, "item") else value
+        if np.ndim(value) == 1 and not isinstance(value, str):
+            value = _names(name, row, value)
+        elif not isinstance(value, (int, str)):
             raise HfkitError(f"{name}: row {row} must be a class, by name or by number, got {shown(value)}")
         found.append(int(value) if isinstance(value, bool) else value)
         if type(found[-1]) is not type(found[0]):
@@ -48,8 +55,20 @@ def labels_of(name: str, values: Any) -> list[Label]:
     return found
 
 
-def _kind(label: Label) -> str:
-    return "name" if isinstance(label, str) else "number"
+def _names(name: str, row: int, value: Any) -> list[str]:
+    """The classes of a row, each once and in one order."""
+    for each in value:
+        if not isinstance(each, str):
+            raise HfkitError(f"{name}: row {row}: a list of classes must be of their names, got {shown(each)}")
+    return sorted({*value})
+
+
+def _kind(label: Any) -> str:
+    return "name" if isinstance(label, str) else "list of names" if isinstance(label, list) else "number"
+
+
+def _set_of(classes: Any) -> set[Any]:
+    return set(classes) if isinstance(classes, list) else {classes}
 
 
 def _weights(sample_weight: Sequence[float] | None, rows: int) -> np.ndarray:
@@ -61,7 +80,8 @@ def _weights(sample_weight: Sequence[float] | None, rows: int) -> np.ndarray:
 
 
 class Accuracy(LabelMetric):
-    """The share of rows of which the class was predicted, 0 to 1, as `evaluate`'s accuracy."""
+    """The share of rows of which the class was predicted, 0 to 1, as `evaluate`'s accuracy; of lists of classes the
+    share of rows of which exactly the list was."""
 
     about = "Accuracy: the share of rows whose class was predicted, 0 to 1."
 
@@ -87,7 +107,9 @@ class Accuracy(LabelMetric):
 
         options = {"normalize": normalize, "sample_weight": None if sample_weight is None else "given"}
         return Statistics(
-            np.stack([weights, weights * hits], axis=1), combine, self._signature(options, references, None)
+            np.stack([weights, weights * hits], axis=1),
+            combine,
+            self._signature(options, [None] * len(references), None),  # a list is no choice of references
         )
 
 
@@ -116,12 +138,19 @@ class F1(LabelMetric):
                 compared class by class if they are given.
             pos_label: the class whose F1 it is with `binary`.
             average: `binary`; `micro`, of all classes' hits together; `macro`, the mean of classes; `weighted`, the
-                mean by how many rows have the class; or None, a value each class: scores `f1_<class>`.
+                mean by how many rows have the class; of lists of classes also `samples`, the mean of rows, where one
+                without any counts 0; or None, a value each class: scores `f1_<class>`.
             sample_weight: how much each row counts.
         """
         if average is not None and average not in AVERAGES:
             raise HfkitError(f'average: "{average}" is not known, {did_you_mean(str(average), AVERAGES)}')
-        seen = sorted({*predictions, *references})
+        are_lists = isinstance(references[0], list)
+        if (average == "samples") != are_lists and average in ("samples", "binary"):
+            several = "a list of classes" if average == "samples" else "one class"
+            allowed = "macro, micro, weighted or None" if average == "samples" else "macro, micro, samples or weighted"
+            raise HfkitError(f'average: "{average}" takes {several} a row; use {allowed}')
+        predictions, references = ([_set_of(each) for each in rows] for rows in (predictions, references))
+        seen = sorted(set[Any]().union(*predictions, *references))
         counted = [pos_label] if average == "binary" else list(seen if labels is None else labels)
         if average == "binary":
             _check_binary(seen, pos_label)
@@ -129,12 +158,17 @@ class F1(LabelMetric):
         weights = _weights(sample_weight, len(predictions))
         values = np.zeros((len(predictions), 3, len(counted)))
         for row, (predicted, true) in enumerate(zip(predictions, references, strict=True)):
-            for column, label, is_so in ((0, true, True), (1, predicted, True), (2, true, predicted == true)):
-                if is_so and label in place:
-                    values[row, column, place[label]] = weights[row]
+            for column, classes in enumerate((true, predicted, true & predicted)):
+                values[row, column, [place[label] for label in classes if label in place]] = weights[row]
+        options = {"labels": counted, "average": average, "sample_weight": None if sample_weight is None else "given"}
+        signature = self._signature(options, references, None)
+        if average == "samples":
+            return Statistics(
+                _of_rows(values, weights), lambda sums: {"f1": float(sums[1] / (sums[0] or 1))}, signature
+            )
         array = values.reshape(len(predictions), -1)
         # A class that was asked for and no row has counts as 0 in all resamples and for all systems.
-        true_labels = set(references)
+        true_labels = set[Any]().union(*references)
         never = np.array([labels is not None and label not in true_labels for label in counted])
 
         def scores(sums: np.ndarray) -> np.ndarray:
@@ -146,11 +180,10 @@ class F1(LabelMetric):
                 return {f"f1_{label}": float(score) for label, score in zip(counted, found, strict=True)}
             return {"f1": float(found)}
 
-        options = {"labels": counted, "average": average, "sample_weight": None if sample_weight is None else "given"}
         return Statistics(
             array,
             combine,
-            self._signature(options, references, None),
+            signature,
             (lambda: {"f1": scores(array.sum(axis=0))}) if average is None else None,
         )
 
@@ -160,6 +193,13 @@ def _check_binary(seen: list[Any], pos_label: Label) -> None:
         raise HfkitError(f'average: "binary" takes two classes, got {len(seen)}; use macro, micro, weighted or None')
     if len(seen) == 2 and pos_label not in seen:
         raise HfkitError(f"pos_label: {shown(pos_label)} is no class of the rows; use {seen[0]!r} or {seen[1]!r}")
+
+
+def _of_rows(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The weight of each row and its F1 times that, (rows, 2), of (rows, 3, labels) as for `_f1`."""
+    true, predicted, hits = (values[:, column].sum(axis=-1) for column in range(3))
+    each = np.divide(2 * hits, true + predicted, out=np.zeros_like(hits), where=true + predicted > 0)
+    return np.stack([weights, weights * each], axis=1)
 
 
 def _f1(sums: np.ndarray, average: str | None, never: np.ndarray) -> np.ndarray:

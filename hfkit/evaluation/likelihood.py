@@ -11,6 +11,7 @@ from torch.nn import functional
 from hfkit.data.packing import IGNORED
 from hfkit.data.tasks import Example, TaskRecipe, prompt_ids, reference
 from hfkit.evaluation.batches import in_batches, padded
+from hfkit.evaluation.classes import chosen
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -68,17 +69,17 @@ def _sums(logits: torch.Tensor, labels: torch.Tensor) -> list[list[float]]:
     return sums
 
 
-def classes(model: Any, texts: list[list[int]], batch_size: int, pad_token_id: int) -> list[str]:
-    """The name of the likeliest class of each text, given as token ids. Call it on every process.
+def classes(model: Any, texts: list[list[int]], batch_size: int, pad_token_id: int) -> list[Any]:
+    """The class of each text, given as token ids, or the list of its classes. Call it on every process.
 
     A decoder takes the last token that is not padding, as its own configuration knows it: that is made to agree.
     """
     model.config.get_text_config().pad_token_id = model.config.pad_token_id = pad_token_id
 
-    def of_batch(chosen: list[int]) -> list[str]:
-        ids, mask = padded([texts[index] for index in chosen], pad_token_id)
+    def of_batch(rows: list[int]) -> list[Any]:
+        ids, mask = padded([texts[index] for index in rows], pad_token_id)
         logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits
-        return [model.config.id2label[index] for index in logits.argmax(-1).tolist()]
+        return chosen(logits, model.config)
 
     return in_batches(model, texts, of_batch, batch_size, "classifying")
 

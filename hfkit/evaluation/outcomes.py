@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from hfkit.data import corpus
-from hfkit.data.tasks import reference
+from hfkit.data.tasks import classes_of, reference
 from hfkit.errors import HfkitError
 from hfkit.evaluation import likelihood, scoring
 from hfkit.evaluation.base import Statistics
@@ -17,12 +17,12 @@ from hfkit.model.loading import base_quantization, load_model
 
 
 class Outcome(NamedTuple):
-    """What a model made of the rows: of each its prompt and its answer, and the (rows, 3) nats, tokens and bytes of
-    what it was to say; none where that was not asked for."""
+    """What a model made of the rows: of each its prompt and its answer, a text, a class or a list of classes, and
+    the (rows, 3) nats, tokens and bytes of what it was to say; none where that was not asked for."""
 
     inputs: Inputs
     prompts: list[str]
-    texts: list[str]
+    texts: list[Any]
     sums: np.ndarray
 
 
@@ -50,7 +50,7 @@ def open_model(place: str, task: str, trust_remote_code: bool) -> Any:
 def outcome_of(recipe: Any, model: Any, inputs: Inputs) -> Outcome:
     """What a model makes of the rows. Call it on every process."""
     tokenizer, batch_size = inputs.tokenizer, recipe.batch_size
-    texts, sums = list[str](), np.zeros((0, 3))
+    texts, sums = list[Any](), np.zeros((0, 3))
     if recipe.task == "classify":
         texts = likelihood.classes(model, inputs.prompts, batch_size, tokenizer.pad_token_id)
     elif inputs.prompts:
@@ -62,8 +62,12 @@ def outcome_of(recipe: Any, model: Any, inputs: Inputs) -> Outcome:
 
 
 def references_of(recipe: Any, rows: list[dict[str, Any]]) -> list[list[str]]:
-    """Of each row what a right answer is."""
-    return [[str(row[recipe.label])] if recipe.task == "classify" else reference(recipe, row) for row in rows]
+    """Of each row what a right answer is; of a classifier's row its class, or all of its classes."""
+    return [_listed(classes_of(recipe, row)) if recipe.task == "classify" else reference(recipe, row) for row in rows]
+
+
+def _listed(answer: str | list[str]) -> list[str]:
+    return [answer] if isinstance(answer, str) else answer
 
 
 def statistics_of(recipe: Any, rows: list[dict[str, Any]], outcomes: list[Outcome]) -> list[dict[str, Statistics]]:
@@ -71,10 +75,11 @@ def statistics_of(recipe: Any, rows: list[dict[str, Any]], outcomes: list[Outcom
     found: list[dict[str, Statistics]] = [{} for _ in outcomes]
     if outcomes[0].texts:
         references = references_of(recipe, rows)
-        labels = sorted({each[0] for each in references}.union(*(each.texts for each in outcomes)))
-        found = [
-            scoring.statistics(recipe.chosen, each.texts, references, labels, recipe.tokenize) for each in outcomes
-        ]
+        answers = [each.texts for each in outcomes]
+        if any(isinstance(each[0], list) for each in answers):  # one that chooses one class is held to lists too
+            answers = [list(map(_listed, each)) for each in answers]
+        labels = scoring.classes_in(references, *answers)
+        found = [scoring.statistics(recipe.chosen, each, references, labels, recipe.tokenize) for each in answers]
     if outcomes[0].inputs.pieces is not None:
         likelihoods = scoring.of_likelihood(recipe.chosen, [each.sums for each in outcomes])
         found = [of_texts | more for of_texts, more in zip(found, likelihoods, strict=True)]

@@ -39,21 +39,32 @@ def scores_of(results: dict[str, Any]) -> list[Score]:
 
 def worst_classes(results: dict[str, Any]) -> list[tuple[str, float, int]]:
     """Name, F1 and number of rows of the classes that are told worst."""
-    rows = dict(zip(results["confusion"]["labels"], map(sum, results["confusion"]["counts"]), strict=True))
+    rows = results.get("rows_per_label")
+    if rows is None:
+        rows = dict(zip(results["confusion"]["labels"], map(sum, results["confusion"]["counts"]), strict=True))
     order = sorted(results["f1_per_label"].items(), key=lambda item: item[1])
     return [(label, value, rows[label]) for label, value in order[:SHOWN_CLASSES]]
 
 
 def confusions(results: dict[str, Any]) -> list[tuple[str, str, int]]:
-    """Class, what it was taken for, and how often, the most frequent first."""
-    labels = results["confusion"]["labels"]
-    found = [
+    """Class, what it was taken for, and how often, the most frequent first; none where rows have several classes."""
+    found = results.get("confusion", {"labels": [], "counts": []})
+    mistakes = [
         (label, other, count)
-        for label, row in zip(labels, results["confusion"]["counts"], strict=True)
-        for other, count in zip(labels, row, strict=True)
+        for label, row in zip(found["labels"], found["counts"], strict=True)
+        for other, count in zip(found["labels"], row, strict=True)
         if count and label != other
     ]
-    return sorted(found, key=lambda each: -each[2])[:SHOWN_CLASSES]
+    return sorted(mistakes, key=lambda each: -each[2])[:SHOWN_CLASSES]
+
+
+def _in_text(answer: str | list[str]) -> str:
+    return answer if isinstance(answer, str) else ", ".join(answer) or "no class"
+
+
+def _expected(row: dict[str, Any]) -> list[str]:
+    """What is right for a row, each of several texts; a list of classes is one answer."""
+    return row["references"] if isinstance(row["prediction"], str) else [_in_text(row["references"])]
 
 
 # ---- on the screen
@@ -72,13 +83,13 @@ def screen(results: dict[str, Any], predictions: list[dict[str, Any]]) -> str:
     if len(results.get("f1_per_label", {})) > 2:
         lines += ["", "  worst classes by F1"]
         lines += [f"    {value:6.3f}  {label} ({rows} rows)" for label, value, rows in worst_classes(results)]
-        lines += ["  most frequent confusions"]
+        lines += ["  most frequent confusions"] if "confusion" in results else []
         lines += [f"    {count:6}  {label} taken for {other}" for label, other, count in confusions(results)]
     if predictions and (key := next(iter(predictions[0]["scores"]), None)):
         lines.append("")
         for kind, rows in best_worst_random(predictions, key).items():
             for row in rows:
-                prediction, expected = repr(row["prediction"][:100]), repr(row["references"][0][:100])
+                prediction, expected = repr(_in_text(row["prediction"])[:100]), repr(_expected(row)[0][:100])
                 lines.append(f"  {kind:<7} {key} {row['scores'][key]:.3g}: {prediction}, expected {expected}")
     return "\n".join([*lines, "", *(f"  {signature}" for signature in results["signatures"])])
 
@@ -155,15 +166,16 @@ def _classes(results: dict[str, Any]) -> list[str]:
     if mistakes := confusions(results):
         rows = [[cell(label), cell(other), number(count)] for label, other, count in mistakes]
         parts.append(table(["class", "taken for", "rows"], rows))
-    return [*parts, "All classes are in `metrics.json`: `f1_per_label`, and `confusion` with what each was taken for."]
+    also = ", and `confusion` with what each was taken for" if "confusion" in results else ""
+    return [*parts, f"All classes are in `metrics.json`: `f1_per_label`{also}."]
 
 
 def _answer(row: dict[str, Any], key: str) -> str:
     """The end of the prompt, which is next to the answer, and the beginnings of the others."""
     prompt = row["prompt"]
     parts = [("prompt", f"{'...' if len(prompt) > SHOWN_CHARACTERS else ''}{prompt[-SHOWN_CHARACTERS:]}")]
-    parts += [("answer", _beginning(row["prediction"]))]
-    parts += [("expected", _beginning(reference)) for reference in row["references"][:SHOWN_REFERENCES]]
+    parts += [("answer", _beginning(_in_text(row["prediction"])))]
+    parts += [("expected", _beginning(reference)) for reference in _expected(row)[:SHOWN_REFERENCES]]
     text = "\n".join(f"[{name}]\n{value.strip()}" for name, value in parts)
     return f"`{key}` {number(row['scores'][key])}\n\n{fenced(text, 'text')}"
 

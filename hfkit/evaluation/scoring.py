@@ -1,7 +1,9 @@
 """What models made of rows, as scores with intervals and tests, and as a file with the scores of each row."""
 
+import dataclasses
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from hfkit.evaluation.likelihood import perplexity
 
 OF_TEXTS = ("rouge", "bleu", "chrf", "exact_match", "length", "distinct")
 OF_CLASSES = ("accuracy", "f1")
+Answers = Sequence[str] | Sequence[list[str]]  # of a row its text or class, or the list of its classes
 OF_LIKELIHOOD = ("perplexity", "bits_per_byte")
 OF_OVERLAP = ("rouge", "bleu", "chrf")  # which need something to overlap with
 CUTTING_WORDS = ("rouge", "bleu", "length", "distinct")  # which `tokenize` is for
@@ -21,8 +24,8 @@ SHOWN_ROWS = 3
 
 
 def statistics(
-    metrics: list[str],
-    predictions: list[str],
+    metrics: Sequence[str],
+    predictions: Answers,
     references: list[list[str]],
     labels: list[str] | None = None,
     tokenize: str = "auto",
@@ -30,37 +33,61 @@ def statistics(
     """Of each metric that is made of predictions, its statistics. `bleu` is sacrebleu's, 0 to 100.
 
     Args:
+        predictions: a text or a class a row, or the list of its classes.
+        references: of each row what is right; of a list of classes, all of them.
         labels: the classes that F1 is taken over; by default those that are predicted or true.
         tokenize: how words are cut, see `scripts.tokenizer`.
     """
     found: dict[str, Statistics] = {}
+    are_lists = bool(predictions) and isinstance(predictions[0], list)
+    expected: Answers = references if are_lists else [each[0] for each in references if each]
     for name in metrics:
         options = {"tokenize": tokenize} if name in CUTTING_WORDS else {}
         if name in OF_TEXTS:
             metric = load_metric("sacrebleu" if name == "bleu" else name)
             found[name] = metric.statistics(predictions, references, **options)
         elif name == "accuracy":
-            found[name] = load_metric(name).statistics(predictions, [each[0] for each in references])
+            statistics = load_metric(name).statistics(predictions, expected)
+            found[name] = _renamed(statistics, "exact_match") if are_lists else statistics
         elif name == "f1":
-            found[name] = _f1(predictions, [each[0] for each in references], labels)
+            found[name] = _f1(predictions, expected, labels)
     return found
 
 
-def _f1(predictions: list[str], expected: list[str], labels: list[str] | None) -> Statistics:
-    """F1 as the mean of classes (`f1` and `f1_macro`), of all hits together, and as the mean by frequency."""
+def _renamed(found: Statistics, name: str) -> Statistics:
+    """Statistics of one score, that goes by another name."""
+    (score,) = found.scores()
+    return dataclasses.replace(
+        found, combine=lambda sums: {name: found.combine(sums)[score]}, signature=f"{name}|{found.signature}"
+    )
+
+
+def _f1(predictions: Answers, expected: Answers, labels: list[str] | None) -> Statistics:
+    """F1 as the mean of classes (`f1` and `f1_macro`), of all hits together, as the mean by frequency, and of lists of
+    classes as the mean of rows."""
+    averages = ["macro", "micro", "weighted", *(["samples"] if isinstance(predictions[0], list) else [])]
     kinds = {
         average: load_metric("f1").statistics(predictions, expected, labels=labels, average=average)
-        for average in ("macro", "micro", "weighted")
+        for average in averages
     }
+    values, of_classes = kinds["macro"].values, kinds["macro"].values.shape[1]
+    if "samples" in kinds:
+        values = np.concatenate([values, kinds["samples"].values], axis=1)
 
     def combine(sums: np.ndarray) -> dict[str, float]:
-        found = {f"f1_{average}": each.combine(sums)["f1"] for average, each in kinds.items()}
+        parts = dict.fromkeys(averages, sums[:of_classes]) | {"samples": sums[of_classes:]}
+        found = {f"f1_{average}": each.combine(parts[average])["f1"] for average, each in kinds.items()}
         return {"f1": found["f1_macro"], **found}
 
-    counted = sorted({*predictions, *expected}) if labels is None else labels
+    counted = classes_in(predictions, expected) if labels is None else labels
     signature = kinds["macro"].signature.replace("average:macro", f"average:{','.join(kinds)}")
     signature = signature.replace(f"labels:{','.join(counted)}|", f"labels:{len(counted)}|")
-    return Statistics(kinds["macro"].values, combine, signature)
+    return Statistics(values, combine, signature)
+
+
+def classes_in(*answers: Answers) -> list[str]:
+    """The classes that rows have or are predicted to have, in the order of their names."""
+    return sorted({name for rows in answers for each in rows for name in ([each] if isinstance(each, str) else each)})
 
 
 def of_likelihood(metrics: list[str], sums: list[np.ndarray]) -> list[dict[str, Statistics]]:
@@ -80,9 +107,15 @@ def of_likelihood(metrics: list[str], sums: list[np.ndarray]) -> list[dict[str, 
     return [{"likelihood": Statistics(each * is_there, combine, signature)} for each in sums]
 
 
-def per_class(predictions: list[str], references: list[list[str]]) -> dict[str, Any]:
-    """`f1_per_label`, and `confusion`: how many rows of each class (down) were taken for which (across)."""
-    found = confusion(predictions, [each[0] for each in references])
+def per_class(predictions: Answers, references: list[list[str]]) -> dict[str, Any]:
+    """`f1_per_label`, and `confusion`: how many rows of each class (down) were taken for which (across); of lists of
+    classes instead `rows_per_label`: how many rows have each."""
+    if isinstance(predictions[0], list):
+        labels = classes_in(predictions, references)
+        each = load_metric("f1").statistics(predictions, references, labels=labels, average=None).scores()
+        rows = {label: sum(label in several for several in references) for label in labels}
+        return {"f1_per_label": {label: each[f"f1_{label}"] for label in labels}, "rows_per_label": rows}
+    found = confusion([*map(str, predictions)], [each[0] for each in references])
     return {
         "f1_per_label": {label: each["f1"] for label, each in found["per_label"].items()},
         "confusion": {"labels": found["labels"], "counts": found["confusion_matrix"]},

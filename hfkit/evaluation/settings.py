@@ -15,7 +15,7 @@ FITTING: dict[str, list[str]] = {
     "text": ["perplexity", "bits_per_byte"],
     "generate": OF_ANSWERS,
     "chat": OF_ANSWERS,
-    "classify": ["accuracy", "f1"],
+    "classify": ["accuracy", "f1"],  # of lists of classes accuracy is their exact match
 }
 
 
@@ -33,7 +33,10 @@ class ScoredRecipe(TaskRecipe):
     split: Literal["train", "validation", "test"] = "test"
     limit: int | None = Field(None, ge=1, description="Take no more than this many rows, of benchmarks too.")
     metrics: list[Metric] | None = Field(
-        None, min_length=1, description="By default all that fit the task. bleu is sacrebleu's, 0 to 100."
+        None,
+        min_length=1,
+        description="By default all that fit the task. bleu is sacrebleu's, 0 to 100. Of lists of classes accuracy "
+        "is exact_match, and f1 also f1_samples.",
     )
     tokenize: str = Field(
         "auto",

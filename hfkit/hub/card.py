@@ -212,6 +212,8 @@ def _limits(content: dict[str, Any]) -> list[str]:
     lines = ["It knows what its data say, and nothing else; it makes things up. Test it on your own text before use."]
     if recipe.get("task") == "classify":
         lines = ["It chooses one of its classes for any text, also one that belongs to none of them."]
+        if "exact_match" in metrics:  # of lists of classes
+            lines = ["It names the classes whose probability reaches a threshold of `config.json`, if any does."]
     if recipe.get("sequence_length"):
         lines.append(f"It was trained on at most {recipe['sequence_length']:,} tokens at once.")
     if content["stage"] == "prune" and metrics.get("zeros"):

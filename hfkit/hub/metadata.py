@@ -10,6 +10,8 @@ from hfkit.manifest import is_adapter, read_json
 SCORES = {
     "accuracy": "accuracy",
     "f1": "f1",
+    "f1_micro": "f1",
+    "f1_samples": "f1",
     "rouge1": "rouge",
     "rouge2": "rouge",
     "rougeL": "rouge",
@@ -118,4 +120,4 @@ def _of_data(content: dict[str, Any]) -> str:
 
 
 def _has_labels(content: dict[str, Any]) -> bool:
-    return "label" in content["recipe"]["columns"].values()
+    return bool({"label", "labels"} & {*content["recipe"]["columns"].values()})

@@ -33,10 +33,8 @@ def snippet(folder: Path, content: dict[str, Any], place: str) -> str:
     if content["recipe"].get("task") == "classify":
         if is_adapter(folder):
             return _adapted_classifier(folder, name, text)
-        return (
-            f'from transformers import pipeline\n\nclassify = pipeline("text-classification", {name}, '
-            f"trust_remote_code=True)\nprint(classify({text}))"
-        )
+        opened = f'from transformers import pipeline\n\nclassify = pipeline("text-classification", {name}, '
+        return f"{opened}trust_remote_code=True)\n{_classified(config, text)}"
     if config.get("is_encoder_decoder"):
         return _sequence_to_sequence(name, text)
     is_chat = content["recipe"].get("task") == "chat"
@@ -65,7 +63,19 @@ def _adapted_classifier(folder: Path, name: str, text: str) -> str:
         f"model = AutoModelForSequenceClassification.from_pretrained({base}, config=config, trust_remote_code=True)\n"
         f"model = PeftModel.from_pretrained(model, {name})\n"
         f'classify = pipeline("text-classification", model, tokenizer=AutoTokenizer.from_pretrained({name}))\n'
-        f"print(classify({text}))"
+        f"{_classified(read_json(folder, 'config.json') or {}, text)}"
+    )
+
+
+def _classified(config: dict[str, Any], text: str) -> str:
+    """The last lines: the likeliest class, or all that reach their threshold."""
+    if "thresholds" not in config:
+        return f"print(classify({text}))"
+    return (
+        "config = classify.model.config\n"
+        f"for found in classify([{text}], top_k=None)[0]:\n"
+        '    if found["score"] >= config.thresholds[config.label2id[found["label"]]]:\n'
+        "        print(found)"
     )
 
 

@@ -125,6 +125,7 @@ def load_model(
     task: str = "generate",
     *,
     labels: list[str] | None = None,
+    is_multi_label: bool = False,
     dtype: "torch.dtype | str" = "auto",
     quantization: "dict[str, Any] | QuantizationConfigMixin | None" = None,
     dequantize: bool = False,
@@ -138,6 +139,7 @@ def load_model(
     Args:
         task: `classify` gives a model with a head of classes, anything else one that generates.
         labels: the names of the classes, for a head that is made anew. By default the model's own.
+        is_multi_label: whether that head gives each class a probability of its own.
         dtype: of the weights. Trainable models need float32: `auto` takes what the file has.
         quantization: arguments of `BitsAndBytesConfig`, or the configuration of any quantizer.
         dequantize: give a quantized base back as plain float32 weights, before it takes its adapter.
@@ -153,8 +155,12 @@ def load_model(
         options["attn_implementation"] = attn_implementation
     auto_class = auto_class_of(config, task)
     if task == "classify":
-        if labels is None and is_adapter(place):
+        if labels is not None:
+            kind = "multi" if is_multi_label else "single"
+            options["problem_type"] = f"{kind}_label_classification"
+        elif is_adapter(place):  # what its base does not have
             labels = list(config.id2label.values())
+            options["problem_type"] = config.problem_type
         if labels is not None:
             options["id2label"] = dict(enumerate(labels))
             options["label2id"] = {label: index for index, label in enumerate(labels)}
@@ -174,6 +180,8 @@ def load_model(
         new = [key for key in missing if not _is_of_base(key, model)]
         missing = [key for key in missing if key not in new]
         left_over = [key for key in left_over if _is_of_base(key, model)]
+        if is_adapter(place) and hasattr(config, "thresholds"):
+            model.config.thresholds = config.thresholds
         if new and labels is not None and not is_adapter(place):
             say(f"  the head of classes is new: {', '.join(new)}")
     _check_keys(base, missing, [*left_over, *map(str, found["mismatched_keys"])])

@@ -43,7 +43,7 @@ def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe
     yield from checks.of_quality(recipe)
     problems = list(checks.of_scoring(recipe, places, recipes, models))
     yield from problems
-    known = [*accept.score_names(recipe.chosen), *accept.COSTS]
+    known = checks.measured(recipe, places, recipes)
     yield from accept.problems(recipe.accept, known, known, "the first model")
     if (asked := _key_of_perplexity(recipe)) and not problems:
         yield from checks.of_tokens(models, recipes, asked)

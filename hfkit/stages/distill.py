@@ -75,7 +75,7 @@ def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe
     """What can be known before a model is loaded or a row is tokenized."""
     from hfkit.distillation import checks
 
-    yield from accept.check_best(recipe.train, recipe.task)
+    yield from accept.check_best(recipe.train, accept.of_training(recipe.task))
     yield from checks.problems(recipe, places, recipes)
     of_both = [*accept.OF_TRAINING[recipe.task], *accept.COSTS]
     of_student = [*of_both, "retention", *(["gap_closed"] if recipe.baseline else [])]

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,7 +9,14 @@ import pydantic
 
 from hfkit.data import corpus
 from hfkit.data.chat import set_generation_ids
-from hfkit.data.tasks import TaskRecipe, check_answers, check_chats, check_data, check_room
+from hfkit.data.tasks import (
+    TaskRecipe,
+    check_chats,
+    check_data,
+    check_room,
+    count_classes,
+    is_multi_label,
+)
 from hfkit.data.tokenizer import load_tokenizer
 from hfkit.errors import HfkitError
 from hfkit.evaluation import accept
@@ -75,16 +81,16 @@ def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe
     """What can be known before a weight is loaded or a row is tokenized."""
     from hfkit.training.adapters import refuse_adapter
 
-    yield from accept.check_best(recipe.train, recipe.task)
     problems = list(check_data(recipe, places["data"], recipes.get("data")))
     yield from problems
-    known = [*accept.OF_TRAINING[recipe.task], *accept.COSTS]
-    of_base = known if recipe.task != "classify" else accept.COSTS  # it has no classes yet
-    yield from accept.problems(recipe.accept, known, of_base, "the model before")
+    of_training = accept.of_training(recipe.task, is_multi_label(recipe, places["data"], recipes.get("data")))
+    yield from accept.check_best(recipe.train, of_training)
+    of_base = accept.COSTS if recipe.task == "classify" else (*of_training, *accept.COSTS)  # it has no classes yet
+    yield from accept.problems(recipe.accept, [*of_training, *accept.COSTS], of_base, "the model before")
     if problem := refuse_adapter(places["model"]):
         yield "model", problem
         return
-    tokenizer = None
+    tokenizer, longest = None, getattr(recipes.get("model"), "sequence_length", None)
     if is_there(places["model"], recipes.get("model")):
         from hfkit.model.loading import load_config
         from hfkit.model.vocabulary import ids_of
@@ -100,8 +106,6 @@ def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe
             rule = "quantized weights cannot be trained; add `lora: {}` to train an adapter"
             yield "model", f"{places['model']}: {rule}, or name the model that it was made from"
         longest = getattr(config, "max_position_embeddings", None)  # models with relative positions have none
-    else:
-        longest = getattr(recipes.get("model"), "sequence_length", None)
     if longest is not None and recipe.sequence_length > longest:
         yield "sequence_length", f"must be at most the model's {longest} positions, got {recipe.sequence_length}"
     if not problems:
@@ -129,7 +133,7 @@ def work(recipe: Recipe, known: dict[str, Known]) -> Work:
     base, texts = known["model"], known["data"] if isinstance(known["data"], Texts) else None
     if not isinstance(base, Model):
         return parts.unknown(recipe.model)
-    classes = len({row.get(recipe.label) for row in texts.sample}) if texts is not None else 2
+    classes = count_classes(recipe, texts.sample) if texts is not None else 2
     method = "bitsandbytes" if recipe.quantization is not None else ""
     model = Model(
         base.config,
@@ -172,7 +176,7 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
 
     from hfkit.data.examples import Examples, counted, show_example, task_examples
     from hfkit.training import checkpoints, report
-    from hfkit.training.task_metrics import TaskMetrics
+    from hfkit.training.task_metrics import TaskMetrics, refuse_rows
     from hfkit.training.trainer import training_arguments
 
     # Data
@@ -180,7 +184,7 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     checkpoint = on_main("resume", lambda: str(checkpoints.newest(output) or ""))
     tokenizer = load_tokenizer(places["model"], recipe.tokenizer_use, recipe.chat_template)
     length, cache = recipe.sequence_length, output.parent / ".cache"
-    on_main("answers", lambda: _check_answers(recipe, places["data"], tokenizer))
+    on_main("answers", lambda: refuse_rows(recipe, places["data"], tokenizer))
     folder = on_main("examples", lambda: str(task_examples(places["data"], recipe, tokenizer, length, cache)))
     splits = {split: Examples(Path(folder), split) for split in corpus.SPLITS}
     counts = splits["train"].counts
@@ -190,7 +194,7 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     # Model
     args = training_arguments(recipe.train, output)
     set_seed(args.seed)
-    model = _load(recipe, places["model"], splits["train"].labels, tokenizer)
+    model = _load(recipe, places["model"], splits["train"], tokenizer)
 
     # Training
     task_metrics = TaskMetrics(recipe, places["data"], tokenizer, args.per_device_train_batch_size)
@@ -201,12 +205,13 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     trainer.train(resume_from_checkpoint=checkpoint or None)
 
     # Result
+    if splits["train"].is_multi_label:
+        trainer.choose_thresholds()
     metrics: dict[str, Any] = report.evaluate(trainer, trainer.eval_dataset, test_rows)
-    if recipe.task != "classify":
-        metrics |= task_metrics(model, "test", recipe.evaluation_rows)
+    metrics |= task_metrics(model, "test", recipe.evaluation_rows) if recipe.task != "classify" else {}
     metrics |= speed.summary() | {"train_seconds": round(trainer.train_seconds, 1)}
     metrics |= {**decided, "device": args.device.type, "seed": args.seed, "skipped_steps": trainer.guard.skipped}
-    metrics |= {"examples": counts["examples"], "cut": counts["cut"], "dropped": counts["dropped"]}
+    metrics |= {name: counts[name] for name in ("examples", "cut", "dropped")}
     metrics["size_bytes"] = report.save(trainer, tokenizer, output)
     if recipe.merge:
         ids = splits["train"][0]["input_ids"][None]
@@ -231,20 +236,7 @@ def _base_scores(recipe: Recipe, trainer: Any, test_rows: Any, task_metrics: Any
         return found | task_metrics(trainer.model, "test", recipe.evaluation_rows)
 
 
-def _check_answers(recipe: Recipe, data: str, tokenizer: Any) -> None:
-    """Hours into a training is too late for rows that nothing can be written for, or that no text can be scored on."""
-    from hfkit.evaluation.generation import generation_of
-    from hfkit.evaluation.inputs import prompts_of
-
-    for split in ("validation", "test"):
-        rows = list(islice(corpus.rows(data, split), recipe.evaluation_rows)) if recipe.task != "classify" else []
-        for key, problem in check_answers(recipe, rows, split):
-            raise HfkitError(f"{key}: {problem}")
-        generation = generation_of(recipe, tokenizer, recipe.sequence_length)
-        prompts_of(recipe, rows, tokenizer, recipe.sequence_length, generation, False)
-
-
-def _load(recipe: Recipe, place: str, labels: list[str] | None, tokenizer: Any) -> Any:
+def _load(recipe: Recipe, place: str, examples: Any, tokenizer: Any) -> Any:
     """The model to train: in float32, with an adapter or a head of classes where the recipe asks for one."""
     import torch
 
@@ -254,7 +246,8 @@ def _load(recipe: Recipe, place: str, labels: list[str] | None, tokenizer: Any) 
     model: Any = load_model(
         place,
         recipe.task,
-        labels=labels,
+        labels=examples.labels,
+        is_multi_label=examples.is_multi_label,
         dtype=torch.float32,
         quantization=recipe.quantization,
         attn_implementation=recipe.attn_implementation,

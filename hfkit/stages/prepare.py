@@ -49,8 +49,8 @@ class Recipe(StageRecipe):
     columns: dict[str, Kind] = pydantic.Field(
         {"text": "text"},
         min_length=1,
-        description="The columns of a row, each text, texts (a list), label (a class), messages (a chat) or tools "
-        "(what the assistant of a chat may call, as JSON schemas).",
+        description="The columns of a row, each text, texts (a list), label (a class), labels (a list of classes), "
+        "messages (a chat) or tools (what the assistant of a chat may call, as JSON schemas).",
     )
     labels: list[str] | None = pydantic.Field(
         None, min_length=1, description="Names of the classes: others are refused, numbers are places in this list."
@@ -82,8 +82,8 @@ def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe
     for key, name in named:
         if name not in recipe.columns:
             yield key, f"{name}: is not in `columns`, {did_you_mean(name, recipe.columns)}"
-    if recipe.labels is not None and "label" not in recipe.columns.values():
-        yield "labels", "no column is a label; write `columns: {<name>: label}`"
+    if recipe.labels is not None and not {"label", "labels"} & {*recipe.columns.values()}:
+        yield "labels", "no column is a label; write `columns: {<name>: label}`, or `labels` for lists of them"
 
 
 def external(recipe: Recipe) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class Recipe(StageRecipe):
 
 def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> Iterator[tuple[str, str]]:
     """What can be known before a weight is allocated or a row is tokenized."""
-    yield from accept.check_best(recipe.train, "text")
+    yield from accept.check_best(recipe.train, accept.of_training("text"))
     length, positions = recipe.sequence_length, recipe.model.get("max_position_embeddings")
     if positions is not None and length > positions:
         yield "sequence_length", f"must be at most model.max_position_embeddings={positions}, got {length}; change one"

@@ -57,7 +57,7 @@ def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe
     from hfkit.compression import pruning
     from hfkit.evaluation import checks
 
-    yield from accept.check_best(recipe.train, recipe.task)
+    yield from accept.check_best(recipe.train, accept.of_training(recipe.task))
     yield from check_calibration(recipe, places, recipe.pruning.needs_data, recipe.pruning.method)
     if recipe.recover is not None:
         yield from check_recover(recipe.recover)

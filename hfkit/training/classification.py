@@ -8,17 +8,26 @@ from torch.nn import functional
 
 from hfkit.bars import Bar
 from hfkit.data.examples import Examples
-from hfkit.evaluation import load_metric
+from hfkit.evaluation import classes, load_metric, scoring
+from hfkit.evaluation.base import Statistics
 from hfkit.training.compilation import uncompiled
 from hfkit.training.progress import own_random_numbers
 from hfkit.training.resumable import ResumableTrainer, StoppedInEvaluation
 
 
 def class_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
-    """Cross-entropy: the sum over the rows divided by those of the whole step. Many models divide by their own batch,
-    and would make a step of several batches too large."""
-    total = functional.cross_entropy(outputs.logits.float(), labels, reduction="sum")
-    return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+    """Cross-entropy: the sum over the labels divided by those of the whole step. Many models divide by their own
+    batch, and would make a step of several batches too large. Where each class is true or not, (batch, classes) of 0
+    and 1, it is binary cross-entropy, and each of these is a label."""
+    total = _losses(outputs.logits.float(), labels).sum()
+    return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
+
+
+def _losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Nats, (batch,), or (batch, classes) where each class is true or not."""
+    if labels.is_floating_point():
+        return functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    return functional.cross_entropy(logits, labels, reduction="none")
 
 
 class ClassificationTrainer(ResumableTrainer):
@@ -33,41 +42,60 @@ class ClassificationTrainer(ResumableTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """`<prefix>_loss` in nats an example, `<prefix>_accuracy` and `<prefix>_f1` (macro), over all examples; after
-        training these with `_low` and `_high`, their 95 % intervals."""
+        """`<prefix>_loss` in nats a label, `<prefix>_accuracy` and `<prefix>_f1` (macro), over all examples; after
+        training these with `_low` and `_high`, their 95 % intervals. Of several classes an example, instead of the
+        accuracy `<prefix>_exact_match`, and F1 also as `_f1_macro`, `_f1_micro`, `_f1_weighted` and `_f1_samples`."""
         examples = self.eval_dataset if eval_dataset is None else eval_dataset
-        with self.pause(), uncompiled(), own_random_numbers(self.args.device):
-            nats, predicted, expected = self._predict(examples, f"evaluating {metric_key_prefix}")
-        metrics = {f"{metric_key_prefix}_loss": nats / len(expected)}
-        for name, options in (("accuracy", {}), ("f1", {"average": "macro"})):
-            found = load_metric(name).statistics(predicted, expected, **options)
-            metrics[f"{metric_key_prefix}_{name}"] = float(found.scores()[name])
-            if metric_key_prefix != "eval":
-                low, high = map(float, found.intervals()[name])
-                metrics |= {f"{metric_key_prefix}_{name}_low": low, f"{metric_key_prefix}_{name}_high": high}
+        losses, logits, labels = self._predict(examples, f"evaluating {metric_key_prefix}")
+        loss = losses.double().mean().item()
+        metrics = {f"{metric_key_prefix}_loss": loss if math.isfinite(loss) else math.inf}
+        for each in self._statistics(logits, labels).values():
+            bounds = each.intervals() if metric_key_prefix != "eval" else {}
+            for score, value in each.scores().items():
+                metrics[f"{metric_key_prefix}_{score}"] = float(value)
+                if score in bounds:
+                    low, high = map(float, bounds[score])
+                    metrics |= {f"{metric_key_prefix}_{score}_low": low, f"{metric_key_prefix}_{score}_high": high}
         if metric_key_prefix == "eval":
             self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def choose_thresholds(self) -> None:
+        """Choose on the validation split from which probability on a class is predicted, and keep that in the
+        configuration of the model."""
+        _, logits, labels = self._predict(self.eval_dataset, "choosing thresholds")
+        config: Any = self.accelerator.unwrap_model(self.model).config
+        config.thresholds = classes.best_thresholds(logits.sigmoid().numpy(), labels.bool().numpy())
+
+    def _statistics(self, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, Statistics]:
+        """Accuracy and F1 of rows; of several classes a row by their names, and of one by its number."""
+        config: Any = self.accelerator.unwrap_model(self.model).config
+        if labels.dim() == 1:
+            found, expected = logits.argmax(-1).tolist(), labels.tolist()
+            metrics = {"accuracy": {}, "f1": {"average": "macro"}}
+            return {name: load_metric(name).statistics(found, expected, **kind) for name, kind in metrics.items()}
+        names = list(config.id2label.values())
+        expected = [[names[index] for index, is_so in enumerate(row) if is_so] for row in labels.tolist()]
+        return scoring.statistics(("accuracy", "f1"), classes.chosen(logits, config), expected, names)
+
     @torch.no_grad()
-    def _predict(self, examples: Examples, title: str) -> tuple[float, list[int], list[int]]:
-        """The sum of the losses in nats, the predicted and the expected classes, over all processes."""
+    def _predict(self, examples: Examples, title: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Nats, logits (rows, classes) and labels of all rows, over all processes."""
         # Not the compiled model: a second graph would cost more time than it saves. A sharded one runs wrapped only.
         model: Any = self.model_wrapped if self.is_fsdp_enabled or self.is_deepspeed_enabled else self.model
         was_training = model.training
         model.eval()
-        nats, predicted, expected = 0.0, list[int](), list[int]()
-        for batch in Bar(self.get_eval_dataloader(examples), title):
-            if self.is_in_train and self._agree_to_stop():
-                raise StoppedInEvaluation
-            labels = batch.pop("labels")
-            logits = model(**batch).logits.float()
-            losses = functional.cross_entropy(logits, labels, reduction="none")
-            # This drops the examples that were repeated to fill the last batch of all processes.
-            losses, found, labels = self.accelerator.gather_for_metrics((losses, logits.argmax(-1), labels))
-            nats += losses.double().sum().item()
-            predicted += found.tolist()
-            expected += labels.tolist()
+        found: list[tuple[torch.Tensor, ...]] = []
+        with self.pause(), uncompiled(), own_random_numbers(self.args.device):
+            for batch in Bar(self.get_eval_dataloader(examples), title):
+                if self.is_in_train and self._agree_to_stop():
+                    raise StoppedInEvaluation
+                labels = batch.pop("labels")
+                logits = model(**batch).logits.float()
+                # This drops the examples that were repeated to fill the last batch of all processes.
+                gathered = self.accelerator.gather_for_metrics((_losses(logits, labels), logits, labels))
+                found.append(tuple(each.cpu() for each in gathered))
         model.train(was_training)
-        return nats if math.isfinite(nats) else math.inf, predicted, expected
+        losses, logits, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return losses, logits, labels

@@ -141,7 +141,7 @@ def summary(metrics: dict[str, Any], samples: list[tuple[str, str]], folder: Pat
 
 def task_summary(metrics: dict[str, Any], folder: Path) -> str:
     """The result of a fine-tuning for a person."""
-    shown = ("loss", "perplexity", "rouge1", "rouge2", "rougeL", "bleu", "exact_match", "accuracy", "f1")
+    shown = ("loss", "perplexity", "rouge1", "rouge2", "rougeL", "bleu", "exact_match", "accuracy", "f1", "f1_micro")
     lines = ["", "  test", *(f"    {name:<12} {metrics[name]:10.4g}" for name in shown if name in metrics), ""]
     if metrics["tokens_per_second"]:
         lines.append(

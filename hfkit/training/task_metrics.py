@@ -6,9 +6,11 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from hfkit.data import corpus
-from hfkit.data.tasks import reference
+from hfkit.data.tasks import check_answers, reference
+from hfkit.errors import HfkitError
 from hfkit.evaluation import scoring
-from hfkit.evaluation.generation import answers
+from hfkit.evaluation.generation import answers, generation_of
+from hfkit.evaluation.inputs import prompts_of
 from hfkit.ranks import on_main
 
 SCORES = ("rouge1", "rouge2", "rougeL", "bleu", "exact_match")
@@ -31,6 +33,17 @@ class TaskMetrics:
         predictions = answers(self.recipe, rows, model, self.tokenizer, self.batch_size, self.recipe.sequence_length)
         references = [reference(self.recipe, row) for row in rows]
         return on_main("task metrics", lambda: score(predictions, references, intervals=split == "test"))
+
+
+def refuse_rows(recipe: Any, data: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise an HfkitError for rows that nothing can be written for, or that no text can be scored on: hours into a
+    training is too late."""
+    for split in ("validation", "test") if recipe.task != "classify" else ():
+        rows = list(itertools.islice(corpus.rows(data, split), recipe.evaluation_rows))
+        for key, problem in check_answers(recipe, rows, split):
+            raise HfkitError(f"{key}: {problem}")
+        generation = generation_of(recipe, tokenizer, recipe.sequence_length)
+        prompts_of(recipe, rows, tokenizer, recipe.sequence_length, generation, False)
 
 
 def score(predictions: list[str], references: list[list[str]], intervals: bool = False) -> dict[str, float]:
