@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from hfkit.data.learned import LEARNED, places, taken
 from hfkit.distillation import losses as of_tensors
 from hfkit.distillation.settings import OF_LAYERS, OF_TEACHER_LOGITS, Loss, layer_pairs
-from hfkit.distillation.teacher import Layers, Teacher, Watch, allowed, layers_of, learned
+from hfkit.distillation.teacher import Layers, Teacher, Watch, allowed, layers_of
 from hfkit.model.heads import causal_of
 from hfkit.training.chunked_head import chunk_tokens, chunked_head
 from hfkit.training.report import TRAINING_ONLY
@@ -38,6 +39,7 @@ class Objective:
         self.width, self.compiled = width, compiled
         self.parts: dict[str, torch.Tensor] = {}
         self.batch: dict[str, torch.Tensor] = {}
+        self.places: torch.Tensor | None = None
         self.teacher: Any = None
         self.teacher_states: torch.Tensor | None = None
         self.teacher_layers: Any = None
@@ -83,6 +85,7 @@ class Objective:
     def prepare(self, batch: dict[str, torch.Tensor], teacher: Teacher | None) -> None:
         """Take a batch, and ask the teacher where it runs beside the student."""
         self.batch, self.teacher = batch, teacher
+        self.places = batch.get(LEARNED)
         theirs = batch
         if "partner" in batch:
             theirs = {name: batch[f"teacher_{name}"] for name in ("input_ids", "attention_mask")}
@@ -90,7 +93,7 @@ class Objective:
 
     @torch.compiler.disable
     def __call__(
-        self, outputs: Any, head: nn.Module, labels: torch.Tensor, items: torch.Tensor | None
+        self, outputs: Any, head: nn.Module, labels: torch.Tensor, items: torch.Tensor | int | None
     ) -> torch.Tensor:
         """The loss. Called inside the student's forward pass.
 
@@ -98,28 +101,26 @@ class Objective:
             outputs: of the student's decoder.
             items: learned tokens of the whole step, on all processes; None takes those of this batch.
         """
-        keep = learned(self.batch)
-        items = keep.sum() if items is None else items
+        at = places(labels) if self.places is None else self.places
+        items = len(at) if items is None else items
         total: Any = 0.0
         self.parts = {}
         if self.of_logits:
-            total = self._logits(outputs.last_hidden_state[:, :-1][keep], labels[:, 1:][keep], keep, head)
+            total = self._logits(taken(outputs.last_hidden_state, at), labels.flatten()[at + 1], at, head)
         if self.of_layers:
             layers = layers_of(outputs, self.student_watch)
             for index in self.of_layers:
-                sums = self._layers(index, layers)[:, :-1][keep].sum()
+                sums = taken(self._layers(index, layers), at).sum()
                 self.parts[self.names[index]] = sums.detach()
                 total = total + self.losses[index].weight * sums
         return total / items
 
     # ---- between logits
 
-    def _logits(self, states: torch.Tensor, targets: torch.Tensor, keep: torch.Tensor, head: Any) -> torch.Tensor:
+    def _logits(self, states: torch.Tensor, targets: torch.Tensor, at: torch.Tensor, head: Any) -> torch.Tensor:
         """The weighted sum over the learned tokens: states (tokens, hidden), targets (tokens,)."""
-        teacher_states, partner = self._partners(keep)
-        sparse = [
-            self.batch[name][:, :-1][keep] for name in ("target_ids", "target_probabilities") if name in self.batch
-        ]
+        teacher_states, partner = self._partners(at)
+        sparse = [taken(self.batch[name], at) for name in ("target_ids", "target_probabilities") if name in self.batch]
 
         def of_rows(rows: slice) -> tuple[torch.Tensor, ...]:
             """What else the chunk's losses take, beside the student's logits."""
@@ -133,14 +134,14 @@ class Objective:
         self.parts |= {self.names[index]: part for index, part in zip(self.of_logits, parts, strict=True)}
         return total
 
-    def _partners(self, keep: torch.Tensor) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
+    def _partners(self, at: torch.Tensor) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
         """Of each learned token the teacher's hidden state, (tokens, hidden), and, where its tokenizer is another,
         whether it has one, (tokens,)."""
         if self.teacher_states is None:
             return None, []
         if "partner" not in self.batch:
-            return self.teacher_states[:, :-1][keep], []
-        partner = self.batch["partner"][:, :-1][keep]
+            return taken(self.teacher_states, at), []
+        partner = taken(self.batch["partner"], at)
         return self.teacher_states.flatten(0, 1)[partner.clamp_min(0)], [partner >= 0]
 
     def _chunk(self, logits: torch.Tensor, targets: torch.Tensor, *teacher: torch.Tensor) -> Any:

@@ -12,6 +12,7 @@ from torch.nn import functional
 from transformers import TrainingArguments
 
 from hfkit.bars import Bar
+from hfkit.data import learned
 from hfkit.data.packing import IGNORED, PackedRows
 from hfkit.errors import HfkitError
 from hfkit.evaluation.intervals import bootstrap
@@ -25,16 +26,20 @@ from hfkit.training.settings import Optimizer
 
 
 class CrossEntropy:
-    """The loss of plain training, from hidden states: the logits of a few learned tokens exist at a time."""
+    """The loss of plain training, from hidden states: the logits of a few learned tokens exist at a time.
+
+    Attributes:
+        places: of the next batch, where its trainer knows them.
+    """
 
     def __init__(self, compiled: bool):
-        self.compiled = compiled
+        self.compiled, self.places = compiled, None
 
     @torch.compiler.disable
     def __call__(self, outputs: Any, head: Any, labels: torch.Tensor, items: torch.Tensor | None) -> torch.Tensor:
         """The sum over the learned tokens divided by `items`, those of the whole step; without, the mean."""
-        keep = labels[:, 1:] != IGNORED
-        states, targets = outputs.last_hidden_state[:, :-1][keep], labels[:, 1:][keep]
+        at = learned.places(labels) if self.places is None else self.places
+        states, targets = learned.taken(outputs.last_hidden_state, at), labels.flatten()[at + 1]
         chunk = chunk_tokens(head.weight.shape[0], states.device)
         total, _ = chunked_head(
             states, head.weight, head.bias, _of_chunk, lambda rows: (targets[rows],), chunk, self.compiled
@@ -64,14 +69,23 @@ class HfkitTrainer(ResumableTrainer):
         `loss_of` is what the loss is made by, see `hfkit.model.heads`; by default it is the cross-entropy."""
         if is_plain(model):
             is_compiled = (kwargs.get("decided") or {}).get("torch_compile", args.torch_compile)
-            compute_loss_with(model, loss_of or CrossEntropy(bool(is_compiled)))
+            loss_of = loss_of or CrossEntropy(bool(is_compiled))
+            compute_loss_with(model, loss_of)
         elif loss_of is not None:
             kind = causal_of(model).config.model_type
             what = f"a model of type {kind} caps or scales its logits, or its head is not a linear map"
             raise HfkitError(f"losses: {what}, and only its own cross-entropy trains it; fine-tune it")
         super().__init__(model, args, *others, **kwargs)
+        self.loss_of, collate = loss_of, self.data_collator  # type: ignore[has-type]
+        self.data_collator = learned.noting(collate)
         self.settings = Optimizer(name=optimizer) if isinstance(optimizer, str) else optimizer
         self.task_metrics = task_metrics
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        places = inputs.pop(learned.LEARNED, None)
+        if isinstance(self.loss_of, CrossEntropy):
+            self.loss_of.places = places
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -178,6 +192,7 @@ class HfkitTrainer(ResumableTrainer):
             if self.is_in_train and self._agree_to_stop():
                 raise StoppedInEvaluation
             labels = batch.pop("labels")[:, 1:]
+            batch.pop(learned.LEARNED, None)
             logits = model(**batch, use_cache=False).logits[:, :-1]
             sums = torch.stack([_cross_entropy(*row) for row in zip(logits, labels, strict=True)])
             counts = (labels != IGNORED).sum(-1)
