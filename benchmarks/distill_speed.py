@@ -18,14 +18,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from timing import StepTimes
 from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hfkit.distillation.cache import RowsWithTargets, write_targets
 from hfkit.distillation.objective import Objective
@@ -52,20 +52,6 @@ class Rows(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         ids = torch.randint(3, VOCABULARY, (TOKENS,), generator=torch.Generator().manual_seed(index))
         return {"input_ids": ids, "labels": ids}
-
-
-class StepTimes(TrainerCallback):
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.times.append(time.perf_counter())
-
-    def seconds(self) -> float:
-        kept = self.times[WARM_UP:]
-        return statistics.median(after - before for before, after in zip(kept, kept[1:], strict=False))
 
 
 def model(sizes: dict[str, int]) -> Any:
@@ -99,28 +85,29 @@ def with_trl(teacher: Any, options: dict[str, Any], steps: int, folder: str) -> 
     times = StepTimes()
     trainer.add_callback(times)
     trainer.train()
-    return times.seconds()
+    return times.median(WARM_UP)
 
 
 def with_hfkit(kind: str, teacher: Any, options: dict[str, Any], steps: int, folder: Path) -> float:
     """Seconds a step of hfkit: `alone`, `online` or `cached`."""
     student, rows = model(STUDENT), Rows()
     own = {"torch_compile": True, "remove_unused_columns": False, "logging_nan_inf_filter": False}
-    args = training_arguments({**options, **own, "max_steps": steps}, folder / kind)
+    args = training_arguments({**own, **options, "max_steps": steps}, folder / kind)
+    is_compiled = args.torch_compile
     trainer: HfkitTrainer
     if kind == "alone":
         trainer = HfkitTrainer(student, args, train_dataset=rows)
     else:
-        objective = Objective([Loss(loss="forward_kl")], student, teacher.config, VOCABULARY, compiled=True)
+        objective = Objective([Loss(loss="forward_kl")], student, teacher.config, VOCABULARY, is_compiled)
         cached = RowsWithTargets(rows, targets(teacher, folder)) if kind == "cached" else rows
         trainer = DistillationTrainer(student, args, objective=objective, train_dataset=cached)
         if kind == "online":
             placed = trainer.accelerator.prepare_model(teacher, evaluation_mode=True)
-            trainer.teacher = Teacher(placed, set(), {}, compiled=True)
+            trainer.teacher = Teacher(placed, set(), {}, is_compiled)
     times = StepTimes()
     trainer.add_callback(times)
     trainer.train()
-    return times.seconds()
+    return times.median(WARM_UP)
 
 
 def targets(teacher: Any, folder: Path) -> Path:

@@ -16,12 +16,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments, set_seed
+from timing import StepTimes
+from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments, set_seed
 
 from hfkit import cli
 from hfkit.cores import usable_cores
@@ -67,16 +67,6 @@ train: {{learning_rate: {LEARNING_RATE}, save_strategy: "no", report_to: none, l
 }
 
 
-class StepTimes(TrainerCallback):
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.times.append(time.perf_counter())
-
-
 def examples() -> dict[str, Examples]:
     folder = next(path for path in Path("runs/.cache").glob("examples-*") if path.is_dir())
     return {split: Examples(folder, split) for split in ("train", "test")}
@@ -111,7 +101,7 @@ def with_trainer(steps: int, bf16: bool) -> float:
     trainer.train()
     model.save_pretrained("runs/peer")
     tokenizer.save_pretrained("runs/peer")
-    kept = times.times[steps // 10 :]
+    kept = times.times[1 + steps // 10 :]
     return (kept[-1] - kept[0]) / (len(kept) - 1)
 
 
@@ -133,7 +123,7 @@ def with_hfkit(steps: int) -> float:
     options = [f"train.max_steps={steps}", f"train.per_device_train_batch_size={rows_a_step}"]
     if cli.main(["run", "recipes/finetune.yaml", *options, "--rebuild"]):
         raise SystemExit("the fine-tuning failed")
-    kept = times.times[steps // 10 :]
+    kept = times.times[1 + steps // 10 :]
     # A row holds several examples, of which there are not exactly as many in a step as the peer has.
     share = EXAMPLES_A_STEP / (rows_a_step * len(train) / rows)
     return (kept[-1] - kept[0]) / (len(kept) - 1) * share

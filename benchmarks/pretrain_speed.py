@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from timing import StepTimes
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Trainer, TrainingArguments
 
 from hfkit.model import HfkitConfig, HfkitForCausalLM
 from hfkit.training import roof
@@ -45,19 +46,6 @@ class Rows(torch.utils.data.Dataset):
         if self.documents:
             row["position_ids"] = torch.arange(self.tokens) % (self.tokens // self.documents)
         return row
-
-
-class StepTimes(TrainerCallback):
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.times.append(time.perf_counter())
-
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.times.append(time.perf_counter())
 
 
 def stock_model() -> PreTrainedModel:
@@ -102,7 +90,7 @@ def with_trainer(
             trainer = Trainer(model, args, train_dataset=rows)
         trainer.add_callback(times)
         trainer.train()
-    return [after - before for before, after in zip(times.times, times.times[1:], strict=False)]
+    return times.steps()
 
 
 def plain_loop(

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,28 @@ def test_parts_that_are_done_are_skipped_and_those_that_fail_are_kept(
     assert calls == ["fails", "works"]
     gpu.main([*keys, "--retry"])
     assert calls == ["fails", "works", "fails"]
+
+
+def test_a_part_that_the_budget_cuts_is_left_to_the_next_call(
+    gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that needs more than a whole call is a failure: it would be begun for ever."""
+
+    def run(command: list[str], timeout: float, check: bool) -> None:
+        part = command[command.index("--parts") + 1]
+        if part == "slow":
+            raise subprocess.TimeoutExpired(command, timeout)
+        (tmp_path / f"{part}.json").write_text('{"result": {}}', encoding="utf-8")
+
+    monkeypatch.setattr(gpu.subprocess, "run", run)
+    monkeypatch.setattr(gpu, "machine", dict)
+    monkeypatch.setattr(gpu, "PARTS", {"quick": (None, 1), "slow": (None, 1), "last": (None, 1)})
+    assert gpu.main(["--out", str(tmp_path)]) == 75
+    assert "slow, last: left to the next call" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["quick.json"]
+    assert gpu.main(["--out", str(tmp_path)]) == 0
+    assert "timed out" in json.loads((tmp_path / "slow.json").read_text(encoding="utf-8"))["result"]["failed"]
+    assert (tmp_path / "last.json").is_file()
 
 
 @pytest.mark.parametrize(

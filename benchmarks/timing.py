@@ -1,0 +1,31 @@
+"""When the steps of a training ended, for the scripts beside this one."""
+
+import statistics
+import time
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+
+class StepTimes(TrainerCallback):
+    """Seconds on a clock at the begin of the training and at the end of each step, once a GPU has done it."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.times.append(time.perf_counter())
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.times.append(time.perf_counter())
+
+    def steps(self) -> list[float]:
+        """Seconds of each step."""
+        return [after - before for before, after in zip(self.times, self.times[1:], strict=False)]
+
+    def median(self, warm_up: int) -> float:
+        """The median of the steps after the first `warm_up`, which compile."""
+        return statistics.median(self.steps()[warm_up:])
