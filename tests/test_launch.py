@@ -47,13 +47,30 @@ def test_every_way_to_start_trains_the_model(ready: Path, command: list[str]) ->
     assert json.loads(Path("runs/pretrain/hfkit.json").read_text())["recipe"]["train"]["max_steps"] == 2
 
 
-def test_two_ranks_train_one_model(world: Path) -> None:
-    """From nothing under torchrun: one process prepares and tokenizes, both train, workers are spawned."""
+def test_two_machines_train_one_model(world: Path) -> None:
+    """From nothing, by a launcher on each: one process prepares and tokenizes, both train, workers are spawned."""
     workers = ["train.dataloader_num_workers=1", "train.dataloader_multiprocessing_context=spawn"]
-    done = start("torchrun", "--nproc_per_node", "2", PRETRAIN, *TWO_STEPS, *workers, "train.use_cpu=true")
-    assert done.returncode == 0, done.stderr
-    assert is_finished() and done.stdout.count("documents given back exactly") == 1
-    assert "2 steps of 256 tokens" in done.stdout  # 2 ranks * 4 rows * 32 tokens
+    config = [f"--config_file={ROOT / 'accelerate_configs/multi_node.yaml'}", "--num_processes=2"]
+    here = [
+        "--main_process_ip=127.0.0.1",
+        f"--main_process_port={os.environ['PET_MASTER_PORT']}",
+        "--mixed_precision=no",
+    ]
+    processes = [
+        subprocess.Popen(
+            ["accelerate", "launch", *config, *here, f"--machine_rank={rank}", PRETRAIN, *TWO_STEPS, *workers]
+            + ["optimizer=muon", "train.use_cpu=true"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert is_finished() and outputs[0][0].count("documents given back exactly") == 1
+    assert "2 steps of 256 tokens" in outputs[0][0]  # 2 ranks * 4 rows * 32 tokens
+    assert not outputs[1][0]
 
 
 def test_a_mistake_under_two_ranks_is_told_once(world: Path) -> None:
