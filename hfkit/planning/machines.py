@@ -130,10 +130,8 @@ def published(name: str) -> tuple[float, float, float, float, float] | None:
 
 
 def here(prices: Prices, flops: float) -> Machine:
-    """This machine: its GPUs, or its processor."""
-    import torch
-
-    if torch.cuda.is_available():
+    """This machine: its GPUs, or its processor, which is all that is asked for where no FLOPs are counted."""
+    if flops and (torch := _torch_with_gpu()) is not None:
         count, properties = torch.cuda.device_count(), torch.cuda.get_device_properties(0)
         like = published(properties.name)
         watts = prices.watts.get("here", (like[3] if like else 300) * count) / count
@@ -144,6 +142,12 @@ def here(prices: Prices, flops: float) -> Machine:
     dollars = prices.dollars_per_hour.get("here")
     held = total_memory() or 8e9
     return Machine("this machine", 1, flops, held, 2e10, watts, dollars, is_here=True, is_cpu=True)
+
+
+def _torch_with_gpu() -> Any:
+    import torch
+
+    return torch if torch.cuda.is_available() else None
 
 
 @dataclasses.dataclass(frozen=True)
