@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hfkit.cores import SPIN_COUNT, usable_cores
+from hfkit.runtime.cores import SPIN_COUNT, usable_cores
 
 RESULT = Path(__file__).parent / "results" / "busy.json"
 SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")
@@ -130,7 +130,7 @@ def main() -> None:
         return
     import torch
 
-    from hfkit.training.roof import fastest_precision
+    from hfkit.runtime.devices import fastest_precision
 
     precision = options.precision or fastest_precision(torch.device("cpu"))[0]
     settings: dict[str, dict[str, str]] = {"default": {}, "hfkit": {"GOMP_SPINCOUNT": str(SPIN_COUNT)}}

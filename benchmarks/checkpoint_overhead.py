@@ -23,7 +23,7 @@ import torch
 import transformers
 from transformers import Trainer
 
-from hfkit import manifest
+from hfkit.artifacts import manifest
 from hfkit.model import HfkitConfig, HfkitForCausalLM
 from hfkit.training.trainer import HfkitTrainer, training_arguments
 

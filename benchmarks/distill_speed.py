@@ -32,7 +32,8 @@ from hfkit.distillation.objective import Objective
 from hfkit.distillation.settings import Loss, Targets
 from hfkit.distillation.teacher import Teacher, target_batches
 from hfkit.distillation.trainer import DistillationTrainer
-from hfkit.training import roof
+from hfkit.model.flops import training_flops_per_token
+from hfkit.runtime import devices
 from hfkit.training.chunked_head import chunk_tokens
 from hfkit.training.trainer import HfkitTrainer, training_arguments
 
@@ -190,7 +191,7 @@ def main() -> None:
         loss_memory(choices.memory)
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = roof.fastest_precision(device)[0]
+    precision = devices.fastest_precision(device)[0]
     options: dict[str, Any] = {
         "per_device_train_batch_size": ROWS,
         "bf16": precision == "bf16",
@@ -218,12 +219,12 @@ def main() -> None:
                 seconds.setdefault(label, []).append(run())
                 speed = ROWS * TOKENS / seconds[label][-1]
                 print(f"round {number + 1}: {label}: {speed:,.0f} tokens/s", flush=True)
-            peaks.append(roof.matmul_flops(device, torch.bfloat16 if precision == "bf16" else torch.float32))
+            peaks.append(devices.matmul_flops(device, torch.bfloat16 if precision == "bf16" else torch.float32))
         kept = json.loads((targets(teacher, folder) / "targets.json").read_text(encoding="utf-8"))
     speeds = {label: ROWS * TOKENS / statistics.median(each) for label, each in seconds.items()}
     own, theirs = (
-        roof.training_flops_per_token(model(STUDENT), TOKENS),
-        roof.training_flops_per_token(teacher, TOKENS) / 3,
+        training_flops_per_token(model(STUDENT), TOKENS),
+        training_flops_per_token(teacher, TOKENS) / 3,
     )
     result = {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",

@@ -31,16 +31,16 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from hfkit import manifest
-from hfkit.cores import usable_cores
+from hfkit.artifacts import manifest
 from hfkit.data import corpus
-from hfkit.data.packing import IGNORED
+from hfkit.data.rows.packing import IGNORED
 from hfkit.data.tasks import TaskRecipe, prompt_ids
 from hfkit.data.tokenizer import load_tokenizer
-from hfkit.evaluation import decoding, generation
-from hfkit.evaluation.batches import padded
+from hfkit.inference import decoding, generation
+from hfkit.inference.batches import padded
 from hfkit.model import HfkitConfig, HfkitForCausalLM
 from hfkit.model.loading import load_model
+from hfkit.runtime.cores import usable_cores
 
 ROOT = Path(__file__).parent.parent
 VOCABULARY, STEPS, LEARNING_RATE = 4096, 300, 1e-2

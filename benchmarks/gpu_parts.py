@@ -94,12 +94,13 @@ def pretraining(size: Size, is_toy: bool) -> dict[str, Any]:
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM, Trainer
 
     from hfkit.model import HfkitConfig, HfkitForCausalLM
+    from hfkit.model.flops import training_flops_per_token
     from hfkit.planning.machines import published
-    from hfkit.training import roof
+    from hfkit.runtime import devices
     from hfkit.training.trainer import HfkitTrainer
 
     where = device()
-    precision, measured = roof.fastest_precision(where)
+    precision, measured = devices.fastest_precision(where)
     common = {"bf16": precision == "bf16", "logging_strategy": "no", "disable_tqdm": True, "report_to": "none"}
     common |= {"use_cpu": where.type == "cpu", "per_device_train_batch_size": size.rows}
     whole = speed.Rows(vocabulary=size.vocab_size, tokens=size.tokens)
@@ -134,7 +135,7 @@ def pretraining(size: Size, is_toy: bool) -> dict[str, Any]:
             stock(LlamaForCausalLM, LlamaConfig), size.steps, common["bf16"], where, whole, size.rows, not is_toy
         ),
     }
-    flops = roof.training_flops_per_token(ours("sdpa"), size.tokens)
+    flops = training_flops_per_token(ours("sdpa"), size.tokens)
     known = published(torch.cuda.get_device_name()) if where.type == "cuda" else None
     nominal = known[0] * 1e12 if known else None
     result: dict[str, Any] = {"precision": precision, "roof_flops": measured, "nominal_flops": nominal}
@@ -172,15 +173,16 @@ def adapting(size: Size, kind: str | None, is_toy: bool) -> dict[str, Any]:
     import pretrain_speed as speed
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, Trainer
 
+    from hfkit.model.adapters import adapt
+    from hfkit.model.flops import training_flops_per_token
     from hfkit.model.loading import load_model
-    from hfkit.training import roof
-    from hfkit.training.adapters import adapt
+    from hfkit.runtime import devices
     from hfkit.training.trainer import HfkitTrainer
 
     where, rows = device(), speed.Rows(vocabulary=size.vocab_size, tokens=size.tokens)
     lora = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
     quantization = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "bfloat16"}
-    precision, measured = roof.fastest_precision(where)
+    precision, measured = devices.fastest_precision(where)
     common = {"bf16": precision == "bf16", "logging_strategy": "no", "disable_tqdm": True, "report_to": "none"}
     common |= {"use_cpu": where.type == "cpu", "per_device_train_batch_size": size.rows}
     dtype = torch.bfloat16 if kind else torch.float32  # as each of them loads a base that it trains on
@@ -204,7 +206,7 @@ def adapting(size: Size, kind: str | None, is_toy: bool) -> dict[str, Any]:
         made = LlamaForCausalLM(LlamaConfig(**size.shape())).to(torch.bfloat16)
         made.save_pretrained(folder)
         # Forward and backward to the inputs; the gradients of the base's weights are not made.
-        flops = roof.training_flops_per_token(made, size.tokens) * 2 / 3
+        flops = training_flops_per_token(made, size.tokens) * 2 / 3
         del made
         for name, work in {"PEFT, Trainer": theirs, "hfkit": ours}.items():
             result[name] = attempted(lambda work=work: _training(work, size, flops, measured, None))
@@ -216,11 +218,11 @@ def distillation(size: Size | None) -> dict[str, Any]:
     import distill_speed as speed
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from hfkit.training import roof
+    from hfkit.runtime import devices
 
     teacher_size, own = (size, size) if size else (SIZES["350m"], SIZES["124m"])
     where = device()
-    precision = roof.fastest_precision(where)[0]
+    precision = devices.fastest_precision(where)[0]
     options = {"per_device_train_batch_size": own.rows, "bf16": precision == "bf16", "save_strategy": "no"}
     options |= {"use_cpu": where.type == "cpu", "logging_strategy": "no", "report_to": "none", "disable_tqdm": True}
     options |= {} if size is None else {"torch_compile": False}

@@ -24,12 +24,12 @@ from timing import StepTimes
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments, set_seed
 
 from hfkit import cli
-from hfkit.cores import usable_cores
-from hfkit.data.examples import Examples, PackedExamples
+from hfkit.data.rows.examples import Examples, PackedExamples
 from hfkit.data.tokenizer import load_tokenizer
-from hfkit.evaluation.likelihood import token_sums
+from hfkit.inference.likelihood import token_sums
 from hfkit.model.loading import load_model
-from hfkit.training import roof
+from hfkit.runtime import devices
+from hfkit.runtime.cores import usable_cores
 
 LENGTH, EXAMPLES_A_STEP, LEARNING_RATE = 256, 8, 1e-3
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
@@ -201,7 +201,7 @@ def main() -> None:
         "torch": torch.__version__,
         "base_parameters": load_model("runs/base").num_parameters(),
         "steps": options.steps,
-        "roof_gflops": roof.fastest_precision(device)[1] / 1e9,
+        "roof_gflops": devices.fastest_precision(device)[1] / 1e9,
         "rows": rows,
         "ratio": speeds[2] / speeds[0],
         "ratio_to_bf16": speeds[2] / speeds[1],

@@ -19,7 +19,7 @@ import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.scoring import BootstrapAggregator
 
-from hfkit.evaluation import load_metric
+from hfkit.metrics.catalogue import load_metric
 
 ROOT = Path(__file__).parent.parent
 PAIRS = 5000

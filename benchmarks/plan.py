@@ -19,7 +19,8 @@ from typing import Any
 
 import yaml
 
-from hfkit import graph, planning, usage
+from hfkit.engine import graph, plans
+from hfkit.runtime import resources
 
 ROOT = Path(__file__).parent.parent
 SECONDS, MEMORY = 0.30, 0.15  # how far a plan may be off
@@ -49,7 +50,7 @@ def row(path: Path, folder: Path, options: list[str]) -> dict[str, Any]:
     given = options if "train" in told else []
     plan_seconds = run(["hfkit", "plan", str(path), *given], folder, folder / "compiled")
     node = graph.resolve(path, given)
-    planned = planning.kept(node) or {}
+    planned = plans.kept(node) or {}
     whole = run(["accelerate", "launch", str(path), *given], folder, folder / "compiled")
     made = json.loads((folder / node.output_dir / "hfkit.json").read_text(encoding="utf-8"))
     used = made.get("usage", {})
@@ -92,7 +93,7 @@ def main() -> None:
         "limits": limits,
         "outside": off,
         "options": options,
-        "hardware": usage.hardware(),
+        "hardware": resources.hardware(),
     }
     if not options:
         results.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

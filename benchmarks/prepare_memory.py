@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from hfkit.data import stdlib
+from hfkit.data.sources import stdlib
 
 TOKENIZE = """
 from pathlib import Path

@@ -24,9 +24,10 @@ from unittest import mock
 
 from ftfy.badness import is_bad
 
-from hfkit import manifest
-from hfkit.cores import usable_cores
-from hfkit.data import cleaning, stdlib
+from hfkit.artifacts import manifest
+from hfkit.data import cleaning
+from hfkit.data.sources import stdlib
+from hfkit.runtime.cores import usable_cores
 from hfkit.stages import prepare
 
 ROUNDS = 3

@@ -19,10 +19,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, set_see
 from transformers.utils import logging
 
 from hfkit import cli
-from hfkit.data.packing import PackedRows, token_rows
+from hfkit.data.rows.packing import PackedRows, token_rows
 from hfkit.data.tokenizer import load_tokenizer
 from hfkit.model import HfkitConfig, HfkitForCausalLM
-from hfkit.training import roof
+from hfkit.runtime import devices
 from hfkit.training.settings import Optimizer
 from hfkit.training.trainer import HfkitTrainer, training_arguments
 
@@ -88,7 +88,8 @@ def train(model: PreTrainedModel, rows: Path, optimizer: str, rate: float, seed:
             "lr_scheduler_type": "cosine",
             "warmup_steps": 0.05,
             "seed": seed,
-            "bf16": roof.fastest_precision(torch.device("cuda" if torch.cuda.is_available() else "cpu"))[0] == "bf16",
+            "bf16": devices.fastest_precision(torch.device("cuda" if torch.cuda.is_available() else "cpu"))[0]
+            == "bf16",
             "save_strategy": "no",
             "report_to": "none",
         }

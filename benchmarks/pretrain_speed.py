@@ -2,7 +2,8 @@
 
     python benchmarks/pretrain_speed.py            # writes benchmarks/results/pretrain_speed.json
 
-All in one process, in turn and several times over, on the same rows, with AdamW. hfkit's model has QK-norm on top of
+All in one process, in turn and several times over, on the same rows. hfkit and the loop have the optimizer that
+`--optimizer` names (of Muon, the loop has torch's), Trainer its own AdamW. hfkit's model has QK-norm on top of
 Llama's arithmetic; "documents masked" adds the block mask of packed documents, which the peers do not have.
 What is timed is whole optimizer steps in the steady state: the first ones, which compile, are left out and their time
 is told apart. The roof is a 2048^3 (GPU: 8192^3) matrix product, measured between the rounds.
@@ -22,7 +23,8 @@ from timing import StepTimes
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Trainer, TrainingArguments
 
 from hfkit.model import HfkitConfig, HfkitForCausalLM
-from hfkit.training import roof
+from hfkit.model.flops import training_flops_per_token
+from hfkit.runtime import devices
 from hfkit.training.settings import Optimizer
 from hfkit.training.trainer import HfkitTrainer, training_arguments
 
@@ -76,15 +78,20 @@ def our_model() -> PreTrainedModel:
 
 
 def with_trainer(
-    trainer_class: type[Trainer], model: PreTrainedModel, rows: Rows, steps: int, **options: Any
+    trainer_class: type[Trainer],
+    model: PreTrainedModel,
+    rows: Rows,
+    steps: int,
+    optimizer: str = "adamw",
+    **options: Any,
 ) -> list[float]:
-    """The times of the steps, in seconds."""
+    """The times of the steps, in seconds. Of Trainer the optimizer is its own."""
     times = StepTimes()
     values = {"max_steps": steps, "per_device_train_batch_size": ROWS, "save_strategy": "no", **options}
     with tempfile.TemporaryDirectory() as folder:
         if trainer_class is HfkitTrainer:
             args = training_arguments(values, Path(folder), logging_nan_inf_filter=False)
-            trainer: Trainer = HfkitTrainer(model, args, train_dataset=rows, optimizer=Optimizer(name="adamw"))
+            trainer: Trainer = HfkitTrainer(model, args, train_dataset=rows, optimizer=Optimizer(name=optimizer))
         else:
             args = TrainingArguments(output_dir=folder, **values)
             trainer = Trainer(model, args, train_dataset=rows)
@@ -101,11 +108,16 @@ def plain_loop(
     rows: Rows | None = None,
     batch: int = ROWS,
     is_compiled: bool = True,
+    optimizer: str = "adamw",
 ) -> list[float]:
     """The times of the steps of a loop as one would write it by hand, with torch.compile."""
     model = model.to(device).train()
     compiled = torch.compile(model) if is_compiled else model
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, fused=True)
+    of_muon = [each for each in model.get_decoder().layers.parameters() if each.ndim == 2 and optimizer == "muon"]
+    taken = {id(each) for each in of_muon}
+    rest = [each for each in model.parameters() if id(each) not in taken]
+    optimizers: list[Any] = [torch.optim.AdamW(rest, lr=5e-5, fused=True)]
+    optimizers += [torch.optim.Muon(of_muon, lr=5e-5, adjust_lr_fn="match_rms_adamw")] if of_muon else []
     rows, times = rows or Rows(), []
     for step in range(steps):
         begun = time.perf_counter()
@@ -114,8 +126,9 @@ def plain_loop(
             loss = compiled(input_ids=ids, labels=ids, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        for each in optimizers:
+            each.step()
+            each.zero_grad()
         if device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - begun)
@@ -126,10 +139,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10, help="timed steps a round")
+    parser.add_argument("--optimizer", choices=["adamw", "muon"], default="adamw")
     parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = roof.fastest_precision(device)[0] if options.precision == "auto" else options.precision
+    precision = devices.fastest_precision(device)[0] if options.precision == "auto" else options.precision
     bf16, dtype = precision == "bf16", torch.bfloat16 if precision == "bf16" else torch.float32
     common: dict[str, Any] = {
         "bf16": bf16,
@@ -142,16 +156,22 @@ def main() -> None:
 
     contenders: dict[str, Callable[[], list[float]]] = {
         "Trainer defaults, stock Llama": lambda: with_trainer(Trainer, stock_model(), Rows(), steps, **common),
-        "plain loop, torch.compile, stock Llama": lambda: plain_loop(stock_model(), steps, bf16, device),
-        "hfkit": lambda: with_trainer(HfkitTrainer, our_model(), Rows(), steps, **common, torch_compile=True),
-        "hfkit, documents masked": lambda: with_trainer(
-            HfkitTrainer, our_model(), Rows(documents=2), steps, **common, torch_compile=True
+        "plain loop, torch.compile, stock Llama": lambda: plain_loop(
+            stock_model(), steps, bf16, device, optimizer=options.optimizer
         ),
-        "hfkit, not compiled": lambda: with_trainer(HfkitTrainer, our_model(), Rows(), steps, **common),
+        "hfkit": lambda: with_trainer(
+            HfkitTrainer, our_model(), Rows(), steps, options.optimizer, **common, torch_compile=True
+        ),
+        "hfkit, documents masked": lambda: with_trainer(
+            HfkitTrainer, our_model(), Rows(documents=2), steps, options.optimizer, **common, torch_compile=True
+        ),
+        "hfkit, not compiled": lambda: with_trainer(
+            HfkitTrainer, our_model(), Rows(), steps, options.optimizer, **common
+        ),
     }
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     first: dict[str, float] = {}
-    roofs = [roof.matmul_flops(device, dtype)]
+    roofs = [devices.matmul_flops(device, dtype)]
     for round_number in range(options.rounds):
         for name, run in contenders.items():
             torch._dynamo.reset()
@@ -159,9 +179,9 @@ def main() -> None:
             first.setdefault(name, times[0])
             seconds[name].append(statistics.median(times[WARM_UP:]))
             print(f"round {round_number + 1}: {name}: {ROWS * TOKENS / seconds[name][-1]:,.0f} tokens/s", flush=True)
-        roofs.append(roof.matmul_flops(device, dtype))
+        roofs.append(devices.matmul_flops(device, dtype))
 
-    flops = roof.training_flops_per_token(our_model(), TOKENS)
+    flops = training_flops_per_token(our_model(), TOKENS)
     peak = statistics.median(roofs)
     rows = {}
     for name in contenders:
@@ -175,13 +195,18 @@ def main() -> None:
     result = {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
         "precision": precision,
+        "optimizer": options.optimizer,
         "torch": torch.__version__,
         "roof_gflops": peak / 1e9,
         "rows": rows,
         "ratio_to_trainer": ours / trainer_row,
         "ratio_to_compiled_loop": ours / loop_row,
     }
-    path = Path(__file__).parent / "results" / f"pretrain_speed_{device.type}_{precision}.json"
+    path = (
+        Path(__file__).parent
+        / "results"
+        / f"pretrain_speed_{device.type}_{precision}{'_muon' * (options.optimizer == 'muon')}.json"
+    )
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=2))
 

@@ -23,9 +23,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from hfkit import manifest
+from hfkit.artifacts import manifest
 from hfkit.data import corpus
-from hfkit.evaluation import scoring
+from hfkit.metrics import scoring
 
 SIDES = ("model", "baseline", "difference")
 STEPS = ("data", "finetune", "evaluate")

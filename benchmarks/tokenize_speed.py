@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hfkit.cores import usable_cores
+from hfkit.runtime.cores import usable_cores
 
 RESULTS = Path(__file__).parent / "results" / "tokenize_speed.json"
 PIECE = 50_000  # characters of a text, so that the cores share long ones

@@ -8,9 +8,10 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from hfkit import __version__, cores, stopping
 from hfkit.errors import HfkitError
-from hfkit.ranks import is_main, is_terminal
+from hfkit.runtime import cores, signals
+from hfkit.runtime.distributed import is_main, is_terminal
+from hfkit.version import __version__
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,12 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers follows it
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     try:
-        with stopping.handled():
+        with signals.handled():
             _do(options, [*options.overrides, *rest] if takes_overrides else [])
     except HfkitError as error:
         return _fail(error.problems, error.exit_code)
-    except (stopping.Stopped, KeyboardInterrupt) as error:
-        return _fail([f"stopped by {str(error) or 'SIGINT'}; the same command goes on from here"], stopping.EXIT_CODE)
+    except (signals.Stopped, KeyboardInterrupt) as error:
+        return _fail([f"stopped by {str(error) or 'SIGINT'}; the same command goes on from here"], signals.EXIT_CODE)
     except BrokenPipeError:  # whoever reads the output has enough of it, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or else Python complains at its end
         return 141  # as a shell says it: 128 + SIGPIPE
@@ -54,11 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _do(options: argparse.Namespace, overrides: list[str]) -> None:
     """The command itself. What it needs is imported here: `hfkit --help` answers at once."""
     if options.command == "run":
-        from hfkit import runner
+        from hfkit.engine import runner
 
         runner.run(options.recipe, overrides, rebuild=options.rebuild, fresh=options.fresh, force=options.force)
     elif options.command == "plan":
-        from hfkit import plan
+        from hfkit.planning import plan
 
         plan.show(options.recipe, overrides, on=options.on, config=options.config)
     elif options.command == "push":
@@ -66,11 +67,11 @@ def _do(options: argparse.Namespace, overrides: list[str]) -> None:
 
         print(push(options.folder, options.repo, options.private, options.revision))
     elif options.command == "lineage":
-        from hfkit.hub import lineage
+        from hfkit.artifacts import lineage
 
         print(lineage.of(options.folder))
     else:
-        from hfkit import schema
+        from hfkit.engine import schema
 
         schema.write(options.folder)
 

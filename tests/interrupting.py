@@ -16,7 +16,9 @@ import pytest
 import torch
 from transformers import TrainerControl, TrainerState
 
-from hfkit import cli, manifest, stopping
+from hfkit import cli
+from hfkit.artifacts import manifest
+from hfkit.runtime import signals
 from hfkit.training import checkpoints, decisions, report
 from hfkit.training.callbacks import MetricsFile, read_log
 from hfkit.training.trainer import HfkitTrainer, training_arguments
@@ -115,7 +117,7 @@ def train_adapter(rows: Any, folder: Path, stop_at: int | None = None, **train: 
     trainer = HfkitTrainer(model, training_arguments({**values, **train}, folder), train_dataset=rows)
     trainer.add_callback(MetricsFile(folder / "metrics.jsonl"))
     found = checkpoints.newest(folder)
-    with stopping.handled(), at("on_step_end", stop_at, kill) if stop_at else contextlib.nullcontext():
+    with signals.handled(), at("on_step_end", stop_at, kill) if stop_at else contextlib.nullcontext():
         trainer.train(resume_from_checkpoint=str(found) if found else None)
     model.save_pretrained(folder / "adapter")
     lines = [(line["step"], line["loss"], line["grad_norm"]) for line in read_log(folder / "metrics.jsonl")]

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM
 
-from hfkit import cli, manifest
-from hfkit.evaluation.accept import Limit, judged, limit_of, score_names, table
+from hfkit import cli
+from hfkit.artifacts import manifest
 from hfkit.evaluation.costs import size_on_disk
+from hfkit.metrics.catalogue import score_names
 from hfkit.model.loading import base_quantization, load_model
+from hfkit.recipe.limits import Limit, judged, limit_of, table
 from hfkit.training.trainer import HfkitTrainer
 from tests.test_distill import DISTILL
 from tests.test_evaluate import EVALUATE

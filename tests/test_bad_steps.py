@@ -12,11 +12,13 @@ import pytest
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hfkit import cli, manifest, stopping
-from hfkit.data.packing import PackedRows, token_rows
+from hfkit import cli
+from hfkit.artifacts import manifest
+from hfkit.data.rows.packing import PackedRows, token_rows
 from hfkit.data.tokenizer import load_tokenizer
 from hfkit.errors import HfkitError
 from hfkit.model import HfkitConfig, HfkitForCausalLM
+from hfkit.runtime import signals
 from hfkit.training import checkpoints
 from hfkit.training.bad_steps import FEWEST_STEPS, RECENT_STEPS, StepGuard
 from hfkit.training.callbacks import MetricsFile, read_log
@@ -158,7 +160,7 @@ def trainer_of(
     trainer.add_callback(MetricsFile(folder / "metrics.jsonl"))
     if steps is not None:
         trainer.add_callback(steps)
-    with stopping.handled():
+    with signals.handled():
         trainer.train(resume_from_checkpoint=str(found) if found else None)
     return trainer
 
@@ -240,7 +242,7 @@ def test_the_counters_survive_an_interruption(tmp_path: Path, capsys: pytest.Cap
     """Steps 2 and 3 are bad, the run is stopped in 3, and 4 is bad too: that makes three in a row."""
     folder = tmp_path / "run"
     settings = {"stop_after": 3}
-    with pytest.raises(stopping.Stopped, match="the checkpoint of step 3 is committed"):
+    with pytest.raises(signals.Stopped, match="the checkpoint of step 3 is committed"):
         act = Steps(lambda step, model: terminate() if step == 2 else None)
         trainer_of(folder, [2, 3, 4], steps=act, bad_steps=settings, logging_steps=3)
     with pytest.raises(HfkitError) as caught:
@@ -261,7 +263,7 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
 def test_an_interruption_between_two_logs_keeps_what_was_skipped(tmp_path: Path) -> None:
     for name in ("whole", "parts"):
         if name == "parts":
-            with pytest.raises(stopping.Stopped):
+            with pytest.raises(signals.Stopped):
                 act = Steps(lambda step, model: terminate() if step == 1 else None)
                 trainer_of(tmp_path / name, [2], steps=act, logging_steps=3)
             assert list(checkpoints.committed(tmp_path / name)) == [2]

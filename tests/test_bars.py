@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from hfkit import bars, cli
+from hfkit import cli
+from hfkit.runtime import bars
 
 
 class Terminal(io.StringIO):

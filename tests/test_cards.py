@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub import DatasetCard, ModelCard
 
-from hfkit import cli, manifest
-from hfkit.hub import card
+from hfkit import cli
+from hfkit.artifacts import manifest
+from hfkit.reports import card
 
 
 @pytest.fixture

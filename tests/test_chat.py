@@ -29,7 +29,7 @@ from hfkit.data.parquet import ParquetWriters
 from hfkit.data.tasks import TaskRecipe, check_chats, encode
 from hfkit.distillation import generated
 from hfkit.errors import HfkitError
-from hfkit.hub import use
+from hfkit.reports import snippets
 from tests.toy import WORDS
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<|im_start|>", "<|im_end|>"]
@@ -322,7 +322,7 @@ def test_what_was_made_of_a_chat_model_stops_in_a_stock_pipeline(
     Path("lora.yaml").write_text(FINETUNE + "lora: {r: 2}\ngeneration: {max_new_tokens: 8}\n", encoding="utf-8")
     assert cli.main(["run", f"{stage}.yaml"]) == 0
     content = json.loads(Path(f"runs/{stage}/hfkit.json").read_text(encoding="utf-8"))
-    lines = use.snippet(Path(f"runs/{stage}"), content, f"runs/{stage}")
+    lines = snippets.snippet(Path(f"runs/{stage}"), content, f"runs/{stage}")
     lines = lines.replace("print(generate([", "written = (generate([").replace("}]", "}], return_tensors=True")
     scope: dict[str, Any] = {}
     exec(lines.partition("[0]")[0] + ")", scope)

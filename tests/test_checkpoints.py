@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError
 
-from hfkit import manifest
+from hfkit.artifacts import manifest
 from hfkit.errors import HfkitError
 from hfkit.training import checkpoints
 

@@ -7,9 +7,10 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 
-from hfkit.data import corpus, sources, stdlib
+from hfkit.data import corpus
 from hfkit.data.columns import BadRow, Columns, Row
-from hfkit.data.sources import Source
+from hfkit.data.sources import reading, stdlib
+from hfkit.data.sources.reading import Source
 from hfkit.errors import HfkitError
 from hfkit.stages import prepare
 
@@ -22,7 +23,7 @@ def lines(path: Path, *rows: Any) -> Path:
 
 
 def read(path: Path, kinds: dict[str, Any], labels: list[str] | None = None, **source: Any) -> list[Row | BadRow]:
-    return list(sources.read(Source(files=str(path), **source), Columns(kinds, labels)))
+    return list(reading.read(Source(files=str(path), **source), Columns(kinds, labels)))
 
 
 def prepared(folder: Path, split: str = "train") -> list[dict[str, Any]]:

@@ -13,11 +13,15 @@ from typing import Any
 
 import pytest
 
-from hfkit import cli, manifest, stopping
+from hfkit import cli
+from hfkit.artifacts import manifest
 from hfkit.data import corpus
 from hfkit.errors import HfkitError
-from hfkit.evaluation import accept, comparison, comparison_report, costs, measuring
+from hfkit.evaluation import comparison, costs, measuring
 from hfkit.evaluation.settings import ScoredRecipe
+from hfkit.recipe import limits
+from hfkit.reports import comparison as report
+from hfkit.runtime import signals
 from tests.test_finetune import prepared  # noqa: F401 a fixture
 
 COMPARE = """\
@@ -71,7 +75,7 @@ def measured_shortly(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(costs, "REPETITIONS", 1)
     patch.setattr(costs, "NEW_TOKENS", 4)
     patch.setattr(measuring, "SAMPLE_TOKENS", 4)
-    patch.setattr("hfkit.training.report.draw_loss", lambda log, path: None)
+    patch.setattr("hfkit.training.saving.draw_loss", lambda log, path: None)
 
 
 def run(*options: str, code: int = 0) -> dict[str, Any]:
@@ -104,7 +108,7 @@ def test_every_model_has_a_row_beside_the_first(there: Path, capsys: pytest.Capt
             assert row[f"{score}_low"] <= row[score] <= row[f"{score}_high"]
             is_first = name == "pretrain"
             assert (f"{score}_difference" in row) != is_first and (f"{score}_p" in row) != is_first
-        assert all(row[cost] > 0 for cost in accept.COSTS), name
+        assert all(row[cost] > 0 for cost in limits.COSTS), name
         assert row["size_bytes"] == size_of(f"runs/{name}")
     for name in ("small", "int8"):
         difference = rows[name]["bits_per_byte"] - rows["pretrain"]["bits_per_byte"]
@@ -220,7 +224,7 @@ def test_the_front_of_the_picture() -> None:
     points = [(1.0, 1.0, "a"), (2.0, 2.0, "b"), (3.0, 2.0, "c"), (2.0, 2.0, "d"), (0.5, 3.0, "e")]
 
     def front(is_smaller: bool, is_lower: bool) -> str:
-        return "".join(name for _, _, name in comparison_report._front(points, is_smaller, is_lower))
+        return "".join(name for _, _, name in report._front(points, is_smaller, is_lower))
 
     assert front(True, True) == "ae"  # small, and few bits
     assert front(True, False) == "e"
@@ -236,9 +240,9 @@ def test_labels_of_models_that_are_alike_do_not_overlap() -> None:
 
     figure = Figure()
     axes = figure.add_subplot()
-    labels = [comparison_report._label(axes, 1.0, 1.0 + index / 1e6, f"model {index}") for index in range(4)]
+    labels = [report._label(axes, 1.0, 1.0 + index / 1e6, f"model {index}") for index in range(4)]
     figure.draw_without_rendering()
-    comparison_report._part(labels)
+    report._part(labels)
     boxes = [label.get_window_extent() for label in labels]
     assert not any(box.overlaps(other) for index, box in enumerate(boxes) for other in boxes[:index])
 
@@ -279,9 +283,9 @@ def test_names_and_texts_are_no_markup(there: Path) -> None:
     bad = "<script>alert('$x$ $')</script>"
     found["models"][0]["name"] = found["undominated"][0] = bad
     found["models"][1]["samples"][0] = [bad, f"```\n{bad}"]
-    page = comparison_report.page(found, bad)
+    page = report.page(found, bad)
     assert "script" not in Loads(page).tags and "&lt;script&gt;alert" in page
-    text = comparison_report.markdown(found, bad)
+    text = report.markdown(found, bad)
     assert "````text\n```\n<script>" in text  # a longer fence
     assert [line for line in text.splitlines() if "<script>" in line and "\\<script" not in line] == [bad]
 
@@ -312,9 +316,9 @@ def hang(*_: Any) -> None:
 
 def test_a_signal_ends_the_process_that_measures_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "_answer", hang)
-    signal.signal(signal.SIGALRM, lambda *_: stopping._on_signal(signal.SIGTERM, None))
+    signal.signal(signal.SIGALRM, lambda *_: signals._on_signal(signal.SIGTERM, None))
     signal.alarm(2)
-    with pytest.raises(stopping.Stopped), stopping.handled():
+    with pytest.raises(signals.Stopped), signals.handled():
         measuring.measure(scored(), [], "runs/small")
     assert multiprocessing.active_children() == []
 

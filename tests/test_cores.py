@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hfkit import cores
+from hfkit.runtime import cores
 
 ALL = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 

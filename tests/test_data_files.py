@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
-from hfkit import cli, graph, recipe_yaml
+from hfkit import cli
 from hfkit.data import corpus
 from hfkit.data.guess import guess
+from hfkit.engine import graph
 from hfkit.errors import HfkitError
+from hfkit.recipe import yaml_source
 from tests.toy import TOKENIZER
 
 ROWS: dict[str, dict[str, Any]] = {
@@ -129,7 +131,7 @@ def test_an_id_that_the_hub_does_not_give(ready: Path, capsys: pytest.CaptureFix
 )  # fmt: skip
 def test_a_template_on_the_command_line_is_text(tmp_path: Path, text: str, value: Any) -> None:
     (tmp_path / "a.yaml").write_text("stage: finetune\n", encoding="utf-8")
-    assert recipe_yaml.read(tmp_path / "a.yaml", [f"prompt={text}"]).values["prompt"] == value
+    assert yaml_source.read(tmp_path / "a.yaml", [f"prompt={text}"]).values["prompt"] == value
 
 
 def test_a_changed_default_is_noticed_and_a_new_one_is_not(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:

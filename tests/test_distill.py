@@ -22,8 +22,9 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from hfkit import cli, manifest
-from hfkit.data.packing import IGNORED
+from hfkit import cli
+from hfkit.artifacts import manifest
+from hfkit.data.rows.packing import IGNORED
 from hfkit.distillation import report
 from hfkit.distillation.objective import Objective
 from hfkit.distillation.settings import Loss, spread

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from hfkit.data import encoding, packing
+from hfkit.data import encoding
 from hfkit.data.encoding import bulk_encoder
+from hfkit.data.rows import packing
 from hfkit.stages import tokenizer as stage
 
 fastokens = pytest.importorskip("fastokens")

@@ -18,14 +18,18 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch.nn import functional
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from hfkit import cli, graph, manifest
+from hfkit import cli
+from hfkit.artifacts import manifest
 from hfkit.data import corpus
 from hfkit.data.tokenizer import load_tokenizer
+from hfkit.engine import graph
 from hfkit.errors import HfkitError
-from hfkit.evaluation import harness, likelihood, report
-from hfkit.evaluation.generation import generate
-from hfkit.hub.markdown import cell, fenced
+from hfkit.evaluation import harness
+from hfkit.inference import likelihood
+from hfkit.inference.generation import generate
 from hfkit.model.loading import load_model
+from hfkit.reports import evaluation
+from hfkit.reports.markdown import cell, fenced
 from tests.test_finetune import prepared, there  # noqa: F401 fixtures
 from tests.toy import WORDS
 
@@ -363,7 +367,7 @@ def test_no_text_breaks_the_card() -> None:
     recipe = {"split": "test", "task": "generate", "benchmarks": None, "limit": None}
     content = {"metrics": results, "recipe": recipe, "inputs": {"model": {"place": "m"}, "data": {"place": "d"}}}
     rows = [{"prompt": nasty * 9, "prediction": nasty, "references": [nasty], "scores": {"exact_match": 0.0}}]
-    text = report.card(content, rows)
+    text = evaluation.card(content, rows)
     outside, fence = [], ""
     for line in text.splitlines():
         if line.startswith("```") and (not fence or line == fence):
@@ -381,9 +385,9 @@ def test_the_worst_classes_and_what_they_are_taken_for_come_first() -> None:
     counts[3, 4], counts[5, 6] = 9, 2
     results = {"f1_per_label": {label: 0.0 if label == "c3" else 0.5 for label in labels}}
     results |= {"confusion": {"labels": labels, "counts": counts.tolist()}, "rows": 270, "signatures": []}
-    assert report.worst_classes(results)[0] == ("c3", 0.0, 9) and len(report.worst_classes(results)) == 10
-    assert report.confusions(results) == [("c3", "c4", 9), ("c5", "c6", 2)]
-    assert "c3 taken for c4" in report.screen(results, [])
+    assert evaluation.worst_classes(results)[0] == ("c3", 0.0, 9) and len(evaluation.worst_classes(results)) == 10
+    assert evaluation.confusions(results) == [("c3", "c4", 9), ("c5", "c6", 2)]
+    assert "c3 taken for c4" in evaluation.screen(results, [])
 
 
 def test_the_answer_of_a_chat_ends_with_its_turn(recipe: Path) -> None:

@@ -13,13 +13,14 @@ import torch
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from hfkit import cli, manifest
-from hfkit.data.examples import Examples, PackedExamples, best_fit, pad
-from hfkit.data.packing import IGNORED
+from hfkit import cli
+from hfkit.artifacts import manifest
+from hfkit.data.rows.examples import Examples, PackedExamples, best_fit, pad
+from hfkit.data.rows.packing import IGNORED
 from hfkit.data.tasks import TaskRecipe, encode, fill, prompt_ids
 from hfkit.errors import HfkitError
+from hfkit.model import adapters
 from hfkit.model.loading import load_model
-from hfkit.training import adapters
 from hfkit.training.callbacks import read_log
 from tests.toy import WORDS
 
@@ -305,7 +306,7 @@ def test_the_longest_column_of_the_prompt_is_cut_at_its_end(tokenizer: Any) -> N
 
 def test_examples_of_a_row_do_not_see_each_other(prepared: Path, tokenizer: Any, tmp_path: Path) -> None:
     """The sum of the losses of packed examples is that of the examples alone."""
-    from hfkit.data.examples import task_examples
+    from hfkit.data.rows.examples import task_examples
 
     recipe = task(prompt="{question} ->", completion=" {answer}")
     folder = task_examples(str(prepared / "runs/tasks"), recipe, tokenizer, 32, tmp_path)

@@ -33,7 +33,7 @@ from transformers import (
 
 from hfkit import cli
 from hfkit.errors import HfkitError
-from hfkit.evaluation.generation import generate, plain_decoder, rules_of
+from hfkit.inference.generation import generate, plain_decoder, rules_of
 from hfkit.model import HfkitConfig, HfkitForCausalLM
 from hfkit.model.loading import load_model
 from hfkit.stages.finetune import Recipe

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from hfkit import cli, graph, manifest, states
+from hfkit import cli
+from hfkit.artifacts import manifest
+from hfkit.engine import graph, states
 from hfkit.errors import HfkitError
 
 TOKENIZER = Path("recipes/tokenizer.yaml")
@@ -101,7 +103,7 @@ def test_a_result_appears_whole_or_not_at_all(world: Path, monkeypatch: pytest.M
     def fail(*arguments: object) -> None:
         raise RuntimeError("pulled the plug")
 
-    monkeypatch.setattr("hfkit.runner.write_card", fail)
+    monkeypatch.setattr("hfkit.engine.runner.write_card", fail)
     with pytest.raises(RuntimeError):
         cli.main(["run", "recipes/data.yaml"])
     assert [path.name for path in Path("runs").iterdir() if not path.name.endswith(".lock")] == []

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi, constants, get_token
 
-from hfkit import cli, manifest
+from hfkit import cli
+from hfkit.artifacts import manifest
 
 pytestmark = pytest.mark.hub
 

@@ -10,9 +10,9 @@ from torch.testing import assert_close
 from transformers import PreTrainedModel
 
 from hfkit.compression.importance import activation_importance, layers_to_drop
-from hfkit.compression.structure import Importance, sliced
 from hfkit.errors import HfkitError
 from hfkit.model import HfkitConfig, HfkitForSequenceClassification
+from hfkit.model.slicing import Importance, sliced
 
 SIZES = {
     "vocab_size": 61,

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from hfkit.errors import HfkitError
-from hfkit.evaluation import METRICS, load_metric, scripts
-from hfkit.evaluation.intervals import bootstrap, paired_test
-from hfkit.evaluation.label_metrics import confusion
+from hfkit.metrics import scripts
+from hfkit.metrics.catalogue import OF_PYTHON, load_metric
+from hfkit.metrics.intervals import bootstrap, paired_test
+from hfkit.metrics.labels import confusion
 
 TEXTS = {
     "english": "The cat sat on the mat. It was happy, wasn't it?",
@@ -497,7 +498,7 @@ def test_signatures_tell_how_scores_were_made() -> None:
         "rouge|nrefs:1|rouge_types:rougeL|use_stemmer:no|split_summaries:yes|tok:auto|version:hfkit"
     )
     assert "average:macro" in load_metric("f1").signature(average="macro")
-    for name in METRICS:
+    for name in OF_PYTHON:
         assert load_metric(name).name == name and load_metric(name).signature().startswith(f"{name}|")
 
 
@@ -506,20 +507,20 @@ def test_nothing_is_downloaded_or_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     code = """
 import sys
-from hfkit.evaluation import METRICS, load_metric
+from hfkit.evaluation import OF_PYTHON, load_metric
 assert not {"evaluate", "datasets", "numpy", "sacrebleu", "sklearn"} & set(sys.modules)
 import socket
 def refused(*_): raise AssertionError("network")
 socket.socket.connect = refused
-for name in METRICS:
+for name in OF_PYTHON:
     labels = name in ("accuracy", "f1")
     print(name, load_metric(name).compute(predictions=[0, 1] if labels else ["a b", "c"],
                                           references=[0, 1] if labels else ["a b", "d"]))
 """
     cache = str(tmp_path / "file" / "cache")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": cache, "HOME": cache, "SACREBLEU": cache}
-    for name in ("HF_METRICS_CACHE", "HF_EVALUATE_CACHE", "XDG_CACHE_HOME"):
+    for name in ("HF_OF_PYTHON_CACHE", "HF_EVALUATE_CACHE", "XDG_CACHE_HOME"):
         environment.pop(name, None)
     ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    assert [line.split()[0] for line in ran.stdout.splitlines()] == list(METRICS)
+    assert [line.split()[0] for line in ran.stdout.splitlines()] == list(OF_PYTHON)

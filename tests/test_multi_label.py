@@ -18,8 +18,8 @@ from hfkit import cli
 from hfkit.data import corpus
 from hfkit.data.columns import BadRow, Columns
 from hfkit.errors import HfkitError
-from hfkit.evaluation import load_metric
-from hfkit.evaluation.classes import ENOUGH_ROWS, best_thresholds
+from hfkit.inference.classes import ENOUGH_ROWS, best_thresholds
+from hfkit.metrics.catalogue import load_metric
 from hfkit.training.classification import class_loss
 from tests.test_chat import texts, tokenizer_of
 from tests.test_classify import BERT, RECIPE

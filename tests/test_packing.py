@@ -13,9 +13,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
-from hfkit import manifest
-from hfkit.data import corpus, packing
-from hfkit.data.packing import IGNORED, PackedRows
+from hfkit.artifacts import manifest
+from hfkit.data import corpus
+from hfkit.data.rows import packing
+from hfkit.data.rows.packing import IGNORED, PackedRows
 from hfkit.errors import HfkitError
 
 

@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 
-from hfkit import cli, graph, planning, usage
+from hfkit import cli
+from hfkit.engine import graph, plans
 from hfkit.errors import HfkitError
 from hfkit.model import HfkitConfig, HfkitForCausalLM
 from hfkit.planning import facts, machines, memory, rows, shapes
 from hfkit.planning.estimate import Costs, Speeds
 from hfkit.planning.schedule import schedule_of
+from hfkit.planning.stages.prepare import work
 from hfkit.planning.work import Lengths, Model, Reading, Texts, Tokens, Training
+from hfkit.runtime import resources
 
 PRETRAIN, DATA = "recipes/pretrain.yaml", "recipes/data.yaml"
 SPEEDS = Speeds("bf16", 1e12, 0.0, 0.7e9)
@@ -46,7 +49,7 @@ def test_a_plan_says_what_a_run_will_be(world: Path, capsys: pytest.CaptureFixtu
     """Planned on a fresh clone, where nothing is prepared: the counts are those of the run."""
     shown = plan(capsys, PRETRAIN)
     assert shown.count("would run") == 3 and "total" in shown
-    planned = {name: planning.kept(graph.resolve(Path(f"recipes/{name}.yaml"))) for name in ("data", "pretrain")}
+    planned = {name: plans.kept(graph.resolve(Path(f"recipes/{name}.yaml"))) for name in ("data", "pretrain")}
     assert cli.main(["run", PRETRAIN]) == 0
     made = json.loads(Path("runs/pretrain/hfkit.json").read_text(encoding="utf-8"))
     steps, tokens = planned["pretrain"]["steps"], planned["pretrain"]["tokens"]  # type: ignore[index]
@@ -57,7 +60,7 @@ def test_a_plan_says_what_a_run_will_be(world: Path, capsys: pytest.CaptureFixtu
 
 def test_a_data_set_is_counted_before_it_is_there(world: Path) -> None:
     node = graph.resolve(Path(DATA))
-    texts = node.stage.work(node.recipe, {}).makes
+    texts = work(node.recipe, {}).makes
     assert cli.main(["run", DATA]) == 0
     made = json.loads(Path("runs/data/metrics.json").read_text(encoding="utf-8"))
     assert texts.is_exact
@@ -78,7 +81,7 @@ def test_a_named_machine_is_priced(ready: Path, capsys: pytest.CaptureFixture[st
         "8 x h100, 8 processes" in shown and "35% of the published 989 TFLOP/s" in shown and "$3.00 an hour" in shown
     )
     assert "in 4 steps of 1,024" in shown, "each of the eight takes its rows"
-    assert planning.kept(graph.resolve(Path(PRETRAIN))) is None, "only what this machine will do goes to the card"
+    assert plans.kept(graph.resolve(Path(PRETRAIN))) is None, "only what this machine will do goes to the card"
     Path("prices.yaml").write_text("dollars_per_hour: {h100: 7}\nutilisation: 0.5\n", encoding="utf-8")
     shown = plan(capsys, PRETRAIN, "--on", "h100")
     assert "50% of the published" in shown and "$7.00 an hour" in shown and "prices.yaml prices" in shown
@@ -285,11 +288,11 @@ def test_a_plan_warns_of_what_does_not_fit(
 
 
 def test_memory_is_that_of_the_time_inside() -> None:
-    with usage.metered() as used:
+    with resources.metered() as used:
         block = bytearray(300_000_000)
         block[::4096] = b"x" * len(block[::4096])
     del block
-    with usage.metered() as after:
+    with resources.metered() as after:
         pass
     assert used["hardware"]["cores"] and used["hardware"]["memory_bytes"] > 1e8
     if sys.platform == "linux" and "gpus" not in used["hardware"]:
@@ -298,11 +301,11 @@ def test_memory_is_that_of_the_time_inside() -> None:
 
 def test_a_meter_never_fails_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "codecarbon", None)
-    monkeypatch.setattr(usage, "peak_memory", lambda: 1 / 0)
-    with usage.metered() as used:
+    monkeypatch.setattr(resources, "peak_memory", lambda: 1 / 0)
+    with resources.metered() as used:
         pass
     assert "peak_memory_bytes" not in used
-    with pytest.raises(HfkitError, match="mine"), usage.metered():
+    with pytest.raises(HfkitError, match="mine"), resources.metered():
         raise HfkitError("mine")
 
 
@@ -312,7 +315,7 @@ def test_the_counter_of_the_processor_is_read(tmp_path: Path, monkeypatch: pytes
     package.mkdir()
     (package / "max_energy_range_uj").write_text("10000000")
     (package / "energy_uj").write_text("9000000")
-    monkeypatch.setattr(usage, "POWERCAP", tmp_path)
-    with usage.metered() as used:
+    monkeypatch.setattr(resources, "POWERCAP", tmp_path)
+    with resources.metered() as used:
         (package / "energy_uj").write_text("2600000")  # it began again at 0
     assert used["energy_source"] == "RAPL" and used["energy_kwh"] == pytest.approx(3.6 / 3.6e6)

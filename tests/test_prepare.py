@@ -18,9 +18,10 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from hfkit.data import cleaning, corpus, sources, stdlib
+from hfkit.data import cleaning, corpus
 from hfkit.data.columns import BadRow, Columns, Row
-from hfkit.data.sources import Source
+from hfkit.data.sources import reading, stdlib
+from hfkit.data.sources.reading import Source
 from hfkit.errors import HfkitError
 from hfkit.stages import prepare
 
@@ -31,7 +32,7 @@ LINE = '{"text": "fine"}\n'
 
 
 def read(**source: Any) -> list[Row | BadRow]:
-    return list(sources.read(Source.model_validate(source), Columns({"text": "text"})))
+    return list(reading.read(Source.model_validate(source), Columns({"text": "text"})))
 
 
 def document(text: str, origin: str) -> Row:

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from hfkit import manifest
-from hfkit.data import files, sources
+from hfkit.artifacts import manifest
+from hfkit.data.sources import files, reading
 from hfkit.data.workers import Workers
 from hfkit.errors import HfkitError
 from hfkit.stages import prepare
@@ -36,7 +36,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(prepare, "Workers", Counted)
     monkeypatch.setattr(files, "BLOCK_BYTES", 2000)
-    monkeypatch.setattr(sources, "SLICE_ROWS", 20)
+    monkeypatch.setattr(reading, "SLICE_ROWS", 20)
     monkeypatch.setattr(prepare, "ALONE_CHARACTERS", 3000)
     return counts
 

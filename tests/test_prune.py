@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from hfkit import cli, manifest
+from hfkit import cli
+from hfkit.artifacts import manifest
 from hfkit.compression import pruning, recovery
 from hfkit.evaluation import comparison, costs, measuring
 from hfkit.training.callbacks import read_log
@@ -58,7 +59,7 @@ def recipe(there: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: F811
     monkeypatch.setattr(costs, "NEW_TOKENS", 4)
     monkeypatch.setattr(measuring, "SAMPLE_TOKENS", 4)
     monkeypatch.setattr("hfkit.training.decisions.matmul_flops", lambda device, dtype: 1e12)
-    monkeypatch.setattr("hfkit.training.report.draw_loss", lambda log, path: None)
+    monkeypatch.setattr("hfkit.training.saving.draw_loss", lambda log, path: None)
     return there
 
 

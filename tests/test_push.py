@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi
 
-from hfkit import cli, manifest
+from hfkit import cli
+from hfkit.artifacts import manifest
 from hfkit.hub import push
 from tests.hub_double import READER, STRANGER, Hub
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hfkit.data import corpus
 from hfkit.data.columns import BadRow, Columns, Row
 from hfkit.data.guess import guess
-from hfkit.data.sources import Source, files_of, read
+from hfkit.data.sources.reading import Source, files_of, read
 from hfkit.errors import HfkitError
 from hfkit.stages import prepare
 

@@ -5,18 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from hfkit import graph, recipe_yaml, schema
+from hfkit.engine import graph, schema
 from hfkit.errors import HfkitError
-from hfkit.recipe import Section, marked, validate
+from hfkit.recipe import yaml_source
+from hfkit.recipe.fields import Section, marked
+from hfkit.recipe.validation import validate
 from hfkit.stages import pretrain
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
 
-def read(tmp_path: Path, text: str, *overrides: str) -> recipe_yaml.Source:
+def read(tmp_path: Path, text: str, *overrides: str) -> yaml_source.Source:
     path = tmp_path / "x.yaml"
     path.write_text(text, encoding="utf-8")
-    return recipe_yaml.read(path, overrides)
+    return yaml_source.read(path, overrides)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hfkit import cli, graph, manifest, states
+from hfkit import cli
+from hfkit.artifacts import manifest
+from hfkit.engine import graph, states
 from hfkit.hub import push
 from tests.toy import WORDS
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hfkit import manifest
-from hfkit.data.packing import PackedRows
+from hfkit.artifacts import manifest
+from hfkit.data.rows.packing import PackedRows
 from hfkit.errors import HfkitError
 from hfkit.training import checkpoints, decisions
 from hfkit.training.callbacks import read_log

@@ -16,8 +16,11 @@ from typing import Any
 
 import pytest
 
-from hfkit import cli, graph, manifest, states, stopping
+from hfkit import cli
+from hfkit.artifacts import manifest
+from hfkit.engine import graph, states
 from hfkit.errors import HfkitError
+from hfkit.runtime import signals
 from hfkit.training import checkpoints
 from hfkit.training.callbacks import MetricsFile
 from tests.interrupting import interrupted, kill, quick_world, result, run, terminate
@@ -44,8 +47,8 @@ def handlers() -> list[object]:
 @pytest.mark.parametrize("number", BOTH)
 def test_a_signal_ends_at_once_where_nothing_can_be_lost(number: signal.Signals) -> None:
     before = handlers()
-    with pytest.raises(stopping.Stopped, match=number.name), stopping.handled():
-        assert stopping.requested() is None
+    with pytest.raises(signals.Stopped, match=number.name), signals.handled():
+        assert signals.requested() is None
         send(number)
         pytest.fail("it went on")
     assert handlers() == before
@@ -53,10 +56,10 @@ def test_a_signal_ends_at_once_where_nothing_can_be_lost(number: signal.Signals)
 
 def test_the_handlers_are_those_of_before_also_after_a_failure() -> None:
     before = handlers()
-    with stopping.handled():
+    with signals.handled():
         assert not set(map(id, handlers())) & set(map(id, before))
     assert handlers() == before
-    with pytest.raises(KeyError), stopping.handled():
+    with pytest.raises(KeyError), signals.handled():
         raise KeyError
     assert handlers() == before
 
@@ -65,35 +68,35 @@ def test_the_handlers_are_those_of_before_also_after_a_failure() -> None:
 def test_in_training_a_signal_is_noted_and_a_second_one_is_harmless(number: signal.Signals) -> None:
     """The first one is the one that is told; at the end of the patience the run ends."""
     done = []
-    with pytest.raises(stopping.Stopped, match=f"^{number.name}$"), stopping.handled(), stopping.patient():
+    with pytest.raises(signals.Stopped, match=f"^{number.name}$"), signals.handled(), signals.patient():
         send(number)
-        assert stopping.requested() == number.name
+        assert signals.requested() == number.name
         for again in (number, *BOTH):
             send(again)
-        assert stopping.requested() == number.name
+        assert signals.requested() == number.name
         done.append("all of it")
     assert done == ["all of it"]
 
 
 def test_patience_without_a_signal_changes_nothing() -> None:
-    with stopping.handled():
-        with stopping.patient():
+    with signals.handled():
+        with signals.patient():
             pass
-        with pytest.raises(stopping.Stopped):  # and it ends with its block
+        with pytest.raises(signals.Stopped):  # and it ends with its block
             send(signal.SIGTERM)
 
 
 def test_patience_does_not_hide_what_went_wrong_inside() -> None:
-    with pytest.raises(KeyError), stopping.handled(), stopping.patient():
+    with pytest.raises(KeyError), signals.handled(), signals.patient():
         send(signal.SIGTERM)
         raise KeyError
-    with pytest.raises(stopping.Stopped), stopping.handled():  # the patience ended with the failure
+    with pytest.raises(signals.Stopped), signals.handled():  # the patience ended with the failure
         send(signal.SIGTERM)
 
 
 def test_a_second_signal_does_not_disturb_the_cleaning_up() -> None:
     cleaned = []
-    with pytest.raises(stopping.Stopped), stopping.handled():
+    with pytest.raises(signals.Stopped), signals.handled():
         try:
             send(signal.SIGTERM)
         finally:
@@ -104,24 +107,24 @@ def test_a_second_signal_does_not_disturb_the_cleaning_up() -> None:
 
 
 def test_no_library_takes_it_for_a_failure_of_its_own() -> None:
-    assert not issubclass(stopping.Stopped, Exception)
-    with pytest.raises(stopping.Stopped), stopping.handled(), contextlib.suppress(Exception):
+    assert not issubclass(signals.Stopped, Exception)
+    with pytest.raises(signals.Stopped), signals.handled(), contextlib.suppress(Exception):
         send(signal.SIGTERM)
 
 
 def test_a_signal_of_the_last_run_does_not_stop_the_next() -> None:
-    with pytest.raises(stopping.Stopped), stopping.handled():
+    with pytest.raises(signals.Stopped), signals.handled():
         send(signal.SIGTERM)
-    with stopping.handled(), stopping.patient():
-        assert stopping.requested() is None
+    with signals.handled(), signals.patient():
+        assert signals.requested() is None
 
 
 def test_a_signal_of_the_last_run_does_not_stop_a_training_of_ones_own() -> None:
     """In a notebook: the command was stopped, and then a trainer is used without it."""
-    with pytest.raises(stopping.Stopped), stopping.handled():
+    with pytest.raises(signals.Stopped), signals.handled():
         send(signal.SIGTERM)
-    with stopping.patient():
-        assert stopping.requested() is None
+    with signals.patient():
+        assert signals.requested() is None
 
 
 def test_another_thread_works_without_handlers() -> None:
@@ -129,7 +132,7 @@ def test_another_thread_works_without_handlers() -> None:
     before, seen = handlers(), list[object]()
 
     def work() -> None:
-        with stopping.handled(), stopping.patient():
+        with signals.handled(), signals.patient():
             seen.append(handlers())
 
     thread = threading.Thread(target=work)
@@ -143,7 +146,7 @@ def test_the_command_line_tells_and_returns_75(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     monkeypatch.setattr(cli, "_do", lambda options, overrides: send(number))
-    assert cli.main(["plan", "recipes/x.yaml"]) == stopping.EXIT_CODE == 75
+    assert cli.main(["plan", "recipes/x.yaml"]) == signals.EXIT_CODE == 75
     assert capsys.readouterr().err == f"error: stopped by {number.name}; the same command goes on from here\n"
 
 
@@ -153,11 +156,11 @@ CHILD = """
 import sys, time
 from hfkit import stopping
 try:
-    with stopping.handled():
+    with signals.handled():
         print("ready", flush=True)
         for _ in range(200):
             time.sleep(0.1)
-except stopping.Stopped as error:
+except signals.Stopped as error:
     print(f"stopped by {error}", flush=True)
 """
 # A launcher that starts the child, waits until it is ready, and dies as a killed one does.
@@ -190,7 +193,7 @@ def test_a_process_ends_with_its_launcher(launcher: str | None) -> None:
     assert parent.stdout is not None
     word, pid = parent.stdout.readline().split()
     assert word == "ready"
-    end = time.monotonic() + (5.0 if launcher else 2.5 * stopping.PARENT_POLL_SECONDS)
+    end = time.monotonic() + (5.0 if launcher else 2.5 * signals.PARENT_POLL_SECONDS)
     try:
         while is_alive(int(pid)) and time.monotonic() < end:
             time.sleep(0.05)

@@ -12,9 +12,9 @@ from torch import nn
 from torch.testing import assert_close
 from transformers import PreTrainedModel
 
-from hfkit.compression.structure import Importance, check_slice, sliced, weight_importance
 from hfkit.errors import HfkitError
 from hfkit.model import HfkitConfig, HfkitForCausalLM, HfkitForSequenceClassification
+from hfkit.model.slicing import Importance, check_slice, sliced, weight_importance
 
 SIZES = {
     "vocab_size": 61,

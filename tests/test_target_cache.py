@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from hfkit import manifest
-from hfkit.data.packing import IGNORED
+from hfkit.artifacts import manifest
+from hfkit.data.rows.packing import IGNORED
 from hfkit.distillation import cache, losses, sparse
 from hfkit.distillation.cache import RowsWithTargets, write_targets
 from hfkit.distillation.settings import Targets

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from hfkit import cli, manifest
+from hfkit import cli
+from hfkit.artifacts import manifest
 from hfkit.training import trackers
 from hfkit.training.callbacks import MetricsFile
 

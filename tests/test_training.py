@@ -14,10 +14,12 @@ from torch.nn import functional
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hfkit import cli
-from hfkit.data.packing import IGNORED, PackedRows
+from hfkit.data.rows.packing import IGNORED, PackedRows
 from hfkit.errors import HfkitError
 from hfkit.model import HfkitConfig, HfkitForCausalLM
-from hfkit.training import decisions, roof
+from hfkit.model.flops import training_flops_per_token
+from hfkit.runtime import devices
+from hfkit.training import decisions
 from hfkit.training.callbacks import MetricsFile, Speed, draw_loss, read_log
 from hfkit.training.compilation import compiled_layers, uncompiled
 from hfkit.training.optimizers import MuonWithAdamW, kinds_of, orthogonalize
@@ -288,18 +290,18 @@ def test_muon_is_saved_and_scheduled_as_one_optimizer() -> None:
 def test_the_flops_are_those_of_the_formula() -> None:
     tied = HfkitConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
     free = HfkitConfig(**{**tied.to_diff_dict(), "tie_word_embeddings": False})
-    counts = [roof.training_flops_per_token(HfkitForCausalLM(config), 10) for config in (tied, free)]
+    counts = [training_flops_per_token(HfkitForCausalLM(config), 10) for config in (tied, free)]
     parameters = HfkitForCausalLM(tied).num_parameters()
     assert counts == [6 * parameters + 12 * 2 * 16 * 10] * 2
 
 
 def test_precision_is_the_one_that_was_measured_to_be_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     speeds = {torch.float32: 2.0, torch.bfloat16: 1.0}
-    monkeypatch.setattr(roof, "matmul_flops", lambda device, dtype: speeds[dtype])
+    monkeypatch.setattr(devices, "matmul_flops", lambda device, dtype: speeds[dtype])
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
-    assert roof.fastest_precision(torch.device("cpu")) == ("fp32", 2.0)
+    assert devices.fastest_precision(torch.device("cpu")) == ("fp32", 2.0)
     speeds[torch.bfloat16] = 3.0
-    assert roof.fastest_precision(torch.device("cpu")) == ("bf16", 3.0)
+    assert devices.fastest_precision(torch.device("cpu")) == ("bf16", 3.0)
 
 
 def test_without_a_compiler_training_goes_on(

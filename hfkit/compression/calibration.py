@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hfkit.bars import Bar
 from hfkit.compression.masks import Sparsity, magnitude, sparsegpt, wanda
-from hfkit.compression.structure import layers_name
 from hfkit.data import corpus
 from hfkit.data.tasks import fill, reference
 from hfkit.errors import HfkitError
 from hfkit.model.heads import decoder_of
 from hfkit.model.matrices import matrices_of, weight_of
+from hfkit.model.slicing import layers_name
+from hfkit.runtime.bars import Bar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from hfkit.compression.structure import WIDTH_MODELS, Importance, layers_name
 from hfkit.errors import HfkitError
 from hfkit.model.heads import decoder_of
+from hfkit.model.slicing import WIDTH_MODELS, Importance, layers_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -6,17 +6,17 @@ from typing import Any
 
 import torch
 
+from hfkit.artifacts.manifest import is_adapter
 from hfkit.compression.calibration import prune_weights, sparsity_of
 from hfkit.compression.importance import activation_importance, layers_to_drop
 from hfkit.compression.masks import parse_sparsity
 from hfkit.compression.settings import WIDTHS, Pruning
-from hfkit.compression.structure import check_slice, layers_name, sliced
 from hfkit.distillation.checks import of_layers
 from hfkit.distillation.settings import OF_LAYERS
-from hfkit.manifest import is_adapter
 from hfkit.model.loading import auto_class_of, load_config
 from hfkit.model.matrices import matrices_of, weight_of
 from hfkit.model.quantized import empty_model
+from hfkit.model.slicing import check_slice, layers_name, sliced
 
 
 def problems_with(recipe: Any, place: str) -> Iterator[tuple[str, str]]:

@@ -11,9 +11,9 @@ from torch import nn
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.base import HfQuantizer
 
+from hfkit.artifacts.manifest import is_adapter
 from hfkit.data.chat import set_generation_ids
 from hfkit.errors import HfkitError, did_you_mean, reason
-from hfkit.manifest import is_adapter
 from hfkit.model.loading import auto_class_of, load_config, load_model
 from hfkit.model.matrices import MATRICES, matrices_of, weight_of
 from hfkit.model.quantized import bitsandbytes_config, empty_model, quantized_modules, whole_modules

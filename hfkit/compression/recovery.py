@@ -16,9 +16,9 @@ from hfkit.distillation.settings import Loss, Targets
 from hfkit.distillation.teacher import load_teacher
 from hfkit.distillation.trainer import settled_trainer
 from hfkit.model.loading import load_model
-from hfkit.ranks import on_main, say
-from hfkit.training import checkpoints
-from hfkit.training.report import save
+from hfkit.runtime.distributed import say
+from hfkit.training.fit import fit, newest_checkpoint
+from hfkit.training.saving import save
 from hfkit.training.settings import BadSteps, Optimizer
 from hfkit.training.task_metrics import TaskMetrics
 from hfkit.training.trainer import training_arguments
@@ -63,7 +63,7 @@ def recover(recipe: Any, pruned: Path, places: dict[str, str], output: Path) -> 
     """
     told = {name: getattr(recipe, name) for name in (*OF_RECIPE, *OF_TRAINING)}
     recovery = Recovery(**told, **{name: getattr(recipe.recover, name) for name in ("losses", "optimizer", "packing")})
-    checkpoint = on_main("resume", lambda: str(checkpoints.newest(output) or ""))
+    checkpoint = newest_checkpoint(output)
     tokenizer: Any = load_tokenizer(str(pruned))
     args = training_arguments(recovery.train, output)
     teacher = functools.cache(lambda: load_teacher(recovery, places["model"], args.device))
@@ -74,17 +74,14 @@ def recover(recipe: Any, pruned: Path, places: dict[str, str], output: Path) -> 
     model: Any = load_model(str(pruned), recovery.task, dtype=torch.float32, trust_remote_code=trust)
     metrics = TaskMetrics(recovery, places["data"], tokenizer, args.per_device_train_batch_size)
     given = teacher if recipe.recover.has_teacher else None
-    trainer, speed, decided = settled_trainer(recovery, model, data, metrics, output, given, len(tokenizer))
+    trainer = settled_trainer(recovery, model, data, metrics, output, given, len(tokenizer))
     if recipe.pruning.is_mask:
         trainer.add_callback(HoldMasks(model))
-    if checkpoint:
-        say(f"  going on from {checkpoint}")
-    trainer.train(resume_from_checkpoint=checkpoint or None)
+    found = fit(trainer, output, checkpoint, data.tokens_a_row, recovery.sequence_length)
     save(trainer, tokenizer, output)
-    found = {**decided, "skipped_steps": trainer.guard.skipped, **speed.summary()}
-    return {f"recovery_{name}": value for name, value in found.items()} | {
-        "train_seconds": round(trainer.train_seconds, 1)
-    }
+    seconds = found.pop("train_seconds")
+    told = {name: value for name, value in found.items() if name not in ("device", "seed")}
+    return {f"recovery_{name}": value for name, value in told.items()} | {"train_seconds": seconds}
 
 
 class HoldMasks(TrainerCallback):

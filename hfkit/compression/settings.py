@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from hfkit.distillation.settings import OF_LAYERS, Loss
-from hfkit.recipe import RecipePart
+from hfkit.recipe.fields import RecipePart
 from hfkit.training.settings import AnyOptimizer, Optimizer
 
 MASKS = ("magnitude", "wanda", "sparsegpt")

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from hfkit import manifest
+from hfkit.artifacts import manifest
+from hfkit.artifacts.manifest import is_adapter
 from hfkit.data.tokenizer import load_tokenizer
-from hfkit.manifest import is_adapter
+from hfkit.model import adapters
 from hfkit.model.loading import base_quantization
-from hfkit.ranks import say
-from hfkit.training import adapters
+from hfkit.runtime.distributed import say
 
 
 @contextlib.contextmanager

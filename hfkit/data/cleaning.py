@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 from hfkit.data.columns import BadRow, Columns, Kind, Row
 from hfkit.data.corpus import stored_message
-from hfkit.data.files import read_lines
-from hfkit.data.sources import Slice, Source, names_in
-from hfkit.privacy import without_places
+from hfkit.data.sources.files import read_lines
+from hfkit.data.sources.reading import Slice, Source, names_in
+from hfkit.privacy.secrets import without_places
 
 CONTEXT = 2  # ASCII characters: no pattern of ftfy has more before, behind or between those that are not
 _FAR = re.compile(rf"(?<=[\x00-\x7f]{{{CONTEXT}}})[\x00-\x7f]+(?=[\x00-\x7f]{{{CONTEXT}}})")

@@ -1,5 +1,6 @@
 """The rows of a prepared folder, or of a data set on the Hub that has the same three splits."""
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,6 +80,18 @@ def rows(place: str, split: str, columns: list[str] | None = None) -> Iterator[d
     if Path(place).is_dir():
         return _folder_rows(Path(place) / f"{split}.parquet", columns)
     return _hub_rows(place, split, columns)
+
+
+def read_split(place: str, split: str, limit: int | None = None) -> list[dict[str, Any]]:
+    """The rows of a split, or the first of them.
+
+    Raises:
+        HfkitError: if there are none.
+    """
+    found = list(itertools.islice(rows(place, split), limit))
+    if not found:
+        raise HfkitError(f"data: the {split} split of {place} has no rows; choose another split")
+    return found
 
 
 def _open(path: Path) -> Any:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hfkit.errors import reason
-from hfkit.ranks import say
+from hfkit.runtime.distributed import say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

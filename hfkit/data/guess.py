@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hfkit.data.columns import Kind
-from hfkit.data.files import FORMATS, format_of, open_file
-from hfkit.data.sources import Source, files_of
+from hfkit.data.sources.files import FORMATS, format_of, open_file
+from hfkit.data.sources.reading import Source, files_of
 from hfkit.data.tasks import fields_of
 from hfkit.errors import HfkitError, shown
 

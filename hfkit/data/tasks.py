@@ -9,7 +9,7 @@ from pydantic import Field
 
 from hfkit.data import chat, corpus
 from hfkit.errors import HfkitError, did_you_mean
-from hfkit.recipe import StageRecipe
+from hfkit.recipe.fields import StageRecipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

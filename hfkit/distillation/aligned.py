@@ -13,14 +13,14 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from hfkit import manifest
-from hfkit.bars import Bar
+from hfkit.artifacts import manifest
 from hfkit.data import corpus
-from hfkit.data.examples import pad
-from hfkit.data.packing import IGNORED
+from hfkit.data.rows.examples import pad
+from hfkit.data.rows.packing import IGNORED
 from hfkit.data.tasks import fill
 from hfkit.distillation.vocabulary import aligned, ids_before
 from hfkit.errors import HfkitError
+from hfkit.runtime.bars import Bar
 
 MOST_CHARACTERS = 16  # a token, looked at for a row: a document would else be tokenized once a row
 FILES = {"ids": np.int32, "learned": np.bool_, "partner": np.int32, "teacher_ids": np.int32}

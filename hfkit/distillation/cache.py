@@ -33,15 +33,15 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from hfkit import manifest
-from hfkit.bars import Bar
-from hfkit.cores import usable_cores
-from hfkit.data.packing import IGNORED
+from hfkit.artifacts import manifest
+from hfkit.data.rows.packing import IGNORED
 from hfkit.distillation.cached_rows import TARGETS, Rows, RowsWithTargets, shard_path
 from hfkit.distillation.settings import Targets
 from hfkit.distillation.sparse import LogitsOf, Sparse, measure_bias, sparse
 from hfkit.errors import HfkitError
-from hfkit.ranks import is_main, of_all, on_main, rank, say, world_size
+from hfkit.runtime.bars import Bar
+from hfkit.runtime.cores import usable_cores
+from hfkit.runtime.distributed import is_main, of_all, on_main, rank, say, world_size
 
 FORMAT = 2  # of the files, and of the draws
 SHARD_TOKENS = 1 << 18  # 31 MB at 120 bytes a token

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from hfkit import manifest
-from hfkit.data.examples import PackedExamples
-from hfkit.data.packing import IGNORED, PackedRows
+from hfkit.artifacts import manifest
+from hfkit.data.rows.examples import PackedExamples
+from hfkit.data.rows.packing import IGNORED, PackedRows
 from hfkit.errors import HfkitError
 
 TARGETS = "targets.json"

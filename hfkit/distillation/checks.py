@@ -12,11 +12,11 @@ from hfkit.distillation import vocabulary
 from hfkit.distillation.settings import KINDS, check_losses, layer_pairs
 from hfkit.distillation.student import cut_of, student_config
 from hfkit.errors import HfkitError
+from hfkit.model.adapters import refuse_adapter
 from hfkit.model.loading import load_config
 from hfkit.model.vocabulary import ids_of
-from hfkit.ranks import say
-from hfkit.recipe import StageRecipe, is_there
-from hfkit.training.adapters import refuse_adapter
+from hfkit.recipe.fields import StageRecipe, is_there
+from hfkit.runtime.distributed import say
 
 Problems = Iterator[tuple[str, str]]
 
@@ -114,7 +114,7 @@ def _model_problems(recipe: Any, teacher: Any, student: Any) -> Problems:
         if given and longest is not None and recipe.sequence_length > longest:
             yield "sequence_length", f"must be at most the {key}'s {longest} positions, got {recipe.sequence_length}"
     if (cut := cut_of(recipe.student)) and teacher is not None:
-        from hfkit.compression.structure import check_slice
+        from hfkit.model.slicing import check_slice
 
         for key, problem in check_slice(teacher, **cut.model_dump()):
             yield f"student.from_teacher.{key}", problem

@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase, default_data_collator
 
-from hfkit import manifest
+from hfkit.artifacts import manifest
 from hfkit.data import corpus
 from hfkit.data.chat import generation_ids
-from hfkit.data.examples import Examples, PackedExamples, pad, show_example, task_examples
-from hfkit.data.packing import PackedRows, show_row, token_rows
+from hfkit.data.rows.examples import Examples, PackedExamples, pad, show_example, task_examples
+from hfkit.data.rows.packing import PackedRows, show_row, token_rows
 from hfkit.data.tokenizer import load_tokenizer
 from hfkit.distillation.aligned import add_alignment, aligned_rows
 from hfkit.distillation.cache import RowsWithTargets, write_targets
 from hfkit.distillation.generated import write_generated
 from hfkit.distillation.teacher import Teacher, target_batches
-from hfkit.ranks import on_main
+from hfkit.runtime.distributed import on_main
 from hfkit.training.chunked_head import chunk_tokens
 
 Collate = Callable[[list[Any]], dict[str, torch.Tensor]]

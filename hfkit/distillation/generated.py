@@ -10,11 +10,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from hfkit import manifest
+from hfkit.artifacts import manifest
 from hfkit.data import corpus
 from hfkit.data.tasks import fields_of
-from hfkit.evaluation.generation import answers
-from hfkit.ranks import on_main, say
+from hfkit.inference.generation import answers
+from hfkit.runtime.distributed import on_main, say
 
 
 def write_generated(

@@ -5,13 +5,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from hfkit.data.learned import LEARNED, places, taken
+from hfkit.data.rows.learned import LEARNED, places, taken
 from hfkit.distillation import losses as of_tensors
 from hfkit.distillation.settings import OF_LAYERS, OF_TEACHER_LOGITS, Loss, layer_pairs
 from hfkit.distillation.teacher import Layers, Teacher, Watch, allowed, layers_of
-from hfkit.model.heads import causal_of
+from hfkit.model.heads import TRAINING_ONLY, causal_of
 from hfkit.training.chunked_head import chunk_tokens, chunked_head
-from hfkit.training.report import TRAINING_ONLY
 
 PROJECTIONS = TRAINING_ONLY.removesuffix(".")
 

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hfkit import manifest
+from hfkit.artifacts import manifest
 from hfkit.distillation.data import TrainingData
-from hfkit.ranks import on_main
+from hfkit.metrics.catalogue import of_answers
+from hfkit.runtime.distributed import on_main
 from hfkit.training.callbacks import read_log
 
 ALONE = "alone"  # the folder in which the student without a teacher is trained
 Scores = dict[str, float]
-HIGHER_IS_BETTER = ("rouge1", "rouge2", "rougeL", "bleu", "exact_match")
 COLUMNS = {"teacher": "teacher", "student": "student", "alone": "without teacher"}
 
 
@@ -73,7 +73,7 @@ def compared(found: dict[str, Scores]) -> dict[str, Any]:
     for whose in ("teacher", "alone"):
         metrics |= {f"{whose}_{name}": value for name, value in found.get(whose, {}).items()}
     metrics["retention_bits_per_byte"] = teacher["bits_per_byte"] / student["bits_per_byte"]
-    for name in HIGHER_IS_BETTER:
+    for name in of_answers():
         if teacher.get(name):
             metrics[f"retention_{name}"] = student[name] / teacher[name]
     metrics["retention"] = metrics.get("retention_rougeL", metrics["retention_bits_per_byte"])
@@ -87,7 +87,7 @@ def summary(metrics: dict[str, Any], found: dict[str, Scores], output: Path) -> 
     """The result for someone who has never distilled a model."""
     columns = [whose for whose in COLUMNS if whose in found]
     lines = ["", f"  {'test':<16}" + "".join(f"{COLUMNS[whose]:>17}" for whose in columns)]
-    rows = {"loss": ".3f", "perplexity": ".2f", "bits_per_byte": ".3f", **dict.fromkeys(HIGHER_IS_BETTER, ".4g")}
+    rows = {"loss": ".3f", "perplexity": ".2f", "bits_per_byte": ".3f", **dict.fromkeys(of_answers(), ".4g")}
     for name, form in {**rows, "parameters": ",.0f"}.items():
         if name in found["student"]:
             cells = (format(found[whose][name], form) for whose in columns)

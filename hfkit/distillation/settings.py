@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from hfkit.recipe import RecipePart
+from hfkit.recipe.fields import RecipePart
 
 ARGUMENTS: dict[str, tuple[str, ...]] = {  # of each loss, beside `loss` and `weight`
     "cross_entropy": (),

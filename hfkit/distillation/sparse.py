@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hfkit.data.packing import IGNORED
+from hfkit.data.rows.packing import IGNORED
 from hfkit.errors import HfkitError
 
 CPU_BLOCK, GPU_BLOCK = 1 << 18, 1 << 26  # probabilities at a time; on a CPU what its caches hold is many times faster

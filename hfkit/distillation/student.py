@@ -30,10 +30,10 @@ def make_student(
     import torch
     from transformers import AutoModelForCausalLM
 
-    from hfkit.compression.structure import sliced
+    from hfkit.model.adapters import adapt
     from hfkit.model.loading import load_model, new_config
+    from hfkit.model.slicing import sliced
     from hfkit.model.vocabulary import grow
-    from hfkit.training.adapters import adapt
 
     model: Any
     if "student" in places:

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from hfkit.data.packing import IGNORED
+from hfkit.artifacts.manifest import is_adapter
+from hfkit.data.rows.packing import IGNORED
 from hfkit.errors import HfkitError
-from hfkit.manifest import is_adapter
+from hfkit.model.adapters import merged
 from hfkit.model.heads import decoder_of, head_of, is_plain
 from hfkit.model.loading import base_quantization, load_model
-from hfkit.training.adapters import merged
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

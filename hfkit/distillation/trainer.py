@@ -9,18 +9,15 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, TrainingArguments
 
-from hfkit.data.examples import pad
-from hfkit.data.packing import IGNORED
+from hfkit.data.rows.examples import pad
+from hfkit.data.rows.packing import IGNORED
 from hfkit.distillation.data import TrainingData
 from hfkit.distillation.objective import Objective
 from hfkit.distillation.settings import OF_LAYERS
 from hfkit.distillation.teacher import INPUTS, Teacher, placed
-from hfkit.evaluation.batches import padded
-from hfkit.evaluation.generation import generating_with
+from hfkit.inference.batches import padded
+from hfkit.inference.generation import generating_with
 from hfkit.model.heads import causal_of
-from hfkit.ranks import world_size
-from hfkit.training import roof
-from hfkit.training.callbacks import Speed, watch
 from hfkit.training.compilation import uncompiled
 from hfkit.training.decisions import settle
 from hfkit.training.trainer import HfkitTrainer
@@ -174,8 +171,8 @@ def settled_trainer(
     output: Path,
     teacher: Callable[[], Any] | None = None,
     width: int = 0,
-) -> tuple[Any, Any, dict[str, Any]]:
-    """The trainer of a student, with a teacher or alone; what measures its speed; and what measuring decided.
+) -> HfkitTrainer:
+    """The trainer of a student, with a teacher or alone.
 
     Args:
         teacher, width: see `student_trainer`.
@@ -187,9 +184,4 @@ def settled_trainer(
     args, decided = settle(
         train, output, model, data.alone, lambda count: f"{count} rows, {what}", data.collate_alone, optimizer
     )
-    trainer = student_trainer(recipe, model, args, data, task_metrics, teacher, width, decided)
-    flops = roof.training_flops_per_token(model, recipe.sequence_length)
-    tokens = int(decided["rows_a_step"] * data.tokens_a_row)
-    speed = Speed(trainer, tokens, flops, decided["roof_flops"] * world_size())
-    watch(trainer, speed, output / "metrics.jsonl")
-    return trainer, speed, decided
+    return student_trainer(recipe, model, args, data, task_metrics, teacher, width, decided)

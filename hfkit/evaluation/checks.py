@@ -4,24 +4,22 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from hfkit.artifacts.manifest import is_adapter
 from hfkit.data.tasks import check_answers, check_chats, check_data, check_room, classes_of, is_multi_label
 from hfkit.data.tokenizer import load_tokenizer
 from hfkit.errors import HfkitError, did_you_mean, shown
-from hfkit.evaluation import accept, scripts
-from hfkit.evaluation import classes as of_config
-from hfkit.evaluation.scoring import CUTTING_WORDS, OF_OVERLAP
-from hfkit.evaluation.settings import FITTING, QUALITY
-from hfkit.manifest import is_adapter
-from hfkit.model.loading import is_classifier, load_config
+from hfkit.inference import classes as of_config
+from hfkit.metrics import scripts
+from hfkit.metrics.catalogue import fitting, named, score_names
+from hfkit.model.loading import is_classifier, load_config, window_of
 from hfkit.model.vocabulary import ids_of
-from hfkit.recipe import StageRecipe, is_there
+from hfkit.recipe import limits
+from hfkit.recipe.fields import StageRecipe, is_there
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig
 
 Problems = Iterator[tuple[str, str]]
-NO_LIMIT = 10**9  # tokenizers that know no longest text name a number far above it
-USUAL_WINDOW = 1024  # of models that know no longest text either
 
 
 def of_scoring(
@@ -33,8 +31,8 @@ def of_scoring(
         models: the places of the models, by their keys. Those that are not there yet are not looked at.
     """
     for index, name in enumerate(recipe.chosen):
-        if name not in FITTING[recipe.task]:
-            allowed = ", ".join(FITTING[recipe.task])
+        if name not in fitting(recipe.task):
+            allowed = ", ".join(fitting(recipe.task))
             yield f"metrics.{index}", f"{name} does not fit `task: {recipe.task}`; those that do: {allowed}"
     yield from of_words(recipe.tokenize, recipe.chosen)
     problems = list(check_data(recipe, places["data"], recipes.get("data"))) if "data" in places else []
@@ -43,9 +41,9 @@ def of_scoring(
         problems += of_model(recipe, key, place)
     yield from problems
     if not problems and "data" in places and is_there(places["data"], recipes.get("data")):
-        from hfkit.evaluation.outcomes import rows_of
+        from hfkit.data.corpus import read_split
 
-        yield from of_rows(recipe, rows_of(recipe, places["data"]), present)
+        yield from of_rows(recipe, read_split(places["data"], recipe.split, recipe.limit), present)
 
 
 def of_smaller(
@@ -65,13 +63,13 @@ def of_smaller(
             return
     yield from of_scoring(recipe, places, recipes, {"model": places["model"]})
     known = measured(recipe, places, recipes)
-    yield from accept.problems(recipe.accept, known, known, "the model before")
+    yield from limits.problems(recipe.accept, known, known, "the model before")
 
 
 def measured(recipe: Any, places: dict[str, str], recipes: dict[str, StageRecipe]) -> list[str]:
     """The names of what is measured of a model that is scored on data, which limits may be on."""
     several = is_multi_label(recipe, places["data"], recipes.get("data"))
-    return [*accept.score_names(recipe.chosen, several), *accept.COSTS]
+    return [*score_names(recipe.chosen, several), *limits.COSTS]
 
 
 def refuse(recipe: Any, rows: list[dict[str, Any]], models: dict[str, str]) -> None:
@@ -88,8 +86,8 @@ def refuse(recipe: Any, rows: list[dict[str, Any]], models: dict[str, str]) -> N
 
 def of_quality(recipe: Any) -> Problems:
     """What is wrong with metrics by which no model is better than another."""
-    if not set(accept.score_names(recipe.chosen)) & set(QUALITY):
-        allowed = ", ".join(name for name in FITTING[recipe.task] if set(accept.score_names([name])) & set(QUALITY))
+    if not any(each.quality for each in named(recipe.chosen)):
+        allowed = ", ".join(each.name for each in named(fitting(recipe.task)) if each.quality)
         yield "metrics", f"{', '.join(recipe.chosen)}: none says which model is better; add one of {allowed}"
 
 
@@ -100,7 +98,7 @@ def of_words(name: str, metrics: list[str]) -> Problems:
         return
     if name == "ascii" and "bleu" in metrics:
         yield "tokenize", "'ascii' is rouge_score's and not for bleu; use 'auto' or '13a', or leave bleu out"
-    elif name not in scripts.OWN_NAMES and set(CUTTING_WORDS) & set(metrics):
+    elif name not in scripts.OWN_NAMES and any(each.cuts_words for each in named(metrics)):
         try:
             scripts.bleu_tokenizer(name)
         except HfkitError as error:
@@ -168,7 +166,7 @@ def of_rows(recipe: Any, rows: list[dict[str, Any]], models: dict[str, str]) -> 
         for place in models.values():
             tokenizer = load_tokenizer(place, "generate", recipe.chat_template)
             yield from check_chats(recipe, rows, tokenizer, f"the {recipe.split} split")
-    if recipe.task != "text" and set(recipe.chosen) & set(OF_OVERLAP):
+    if recipe.task != "text" and any(each.needs_overlap for each in named(recipe.chosen)):
         yield from check_answers(recipe, rows, recipe.split)
 
 
@@ -183,10 +181,3 @@ def _of_classes(recipe: Any, rows: list[dict[str, Any]], place: str) -> Iterator
         for name in [classes] if isinstance(classes, str) else classes:
             if name not in known:
                 yield f"has no class {shown(name)} of {where}, {did_you_mean(name, known)}"
-
-
-def window_of(config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> int:
-    """The most tokens that a model takes, by its positions and by its tokenizer."""
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    sizes = [size for size in (positions, tokenizer.model_max_length) if size and size < NO_LIMIT]
-    return min(sizes, default=USUAL_WINDOW)

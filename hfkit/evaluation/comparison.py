@@ -4,14 +4,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hfkit import manifest
-from hfkit.evaluation import accept, scoring
+from hfkit.artifacts import manifest
 from hfkit.evaluation.measuring import measure
 from hfkit.evaluation.outcomes import same_tokens, statistics_of
-from hfkit.evaluation.settings import QUALITY
-from hfkit.ranks import say
+from hfkit.metrics import scoring
+from hfkit.metrics.catalogue import is_lower_better, qualities
+from hfkit.recipe.limits import judged
+from hfkit.runtime.distributed import say
 
-LOWER_IS_BETTER = ("bits_per_byte", "perplexity")
 KEPT = ("perplexity_low", "perplexity_high")  # of what is taken per token, where models have other tokens
 MODEL_INPUTS = ("model", "teacher", "student")
 
@@ -27,7 +27,7 @@ def compared(
         prompts: see `measure`.
 
     Returns:
-        `models`: of each a row with `name`, `place`, its scores (see `scoring.scores`), `accept.COSTS`,
+        `models`: of each a row with `name`, `place`, its scores (see `scoring.scores`), `limits.COSTS`,
         `training_seconds` and `samples`; `quality`: the score that stands for it; `undominated`: the names of those
         that no other is at least as good as in quality, size and speed, and better in one; `seconds` and
         `model_seconds`: of the whole, and of that what the models themselves took.
@@ -48,7 +48,7 @@ def compared(
         row = {"name": name, "place": models[name], **scores, **each.costs}
         row["training_seconds"] = training_seconds(models[name])
         found.append({**row, "samples": [list(pair) for pair in each.samples]})
-    quality = next(name for name in QUALITY if name in found[0])
+    quality = next(name for name in qualities() if name in found[0])
     return {
         "quality": quality,
         "undominated": [row["name"] for row in found if not any(dominates(other, row, quality) for other in found)],
@@ -62,7 +62,7 @@ def compared(
 
 def dominates(other: dict[str, Any], row: dict[str, Any], quality: str) -> bool:
     """Whether another model is at least as good in quality, size and speed, and better in one."""
-    sign = -1 if quality in LOWER_IS_BETTER else 1
+    sign = -1 if is_lower_better(quality) else 1
     theirs, own = (
         (sign * each[quality], -(each["size_bytes"] or 0), each["tokens_per_second"]) for each in (other, row)
     )
@@ -96,4 +96,4 @@ def beside_base(found: dict[str, Any], limits: dict[str, str]) -> dict[str, Any]
     rows = found["models"][0], found["models"][-1]
     base, result = ({key: value for key, value in row.items() if key not in of_others} for row in rows)
     of_base = {f"base_{key}": value for key, value in base.items()}
-    return {**result, **of_base, "accept": accept.judged(limits, result, base)}
+    return {**result, **of_base, "accept": judged(limits, result, base)}

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from hfkit import manifest
+from hfkit.artifacts import manifest
+from hfkit.artifacts.manifest import ADAPTER, is_adapter
 from hfkit.data.chat import generation_ids
-from hfkit.evaluation.generation import generating_with
-from hfkit.manifest import ADAPTER, is_adapter
+from hfkit.inference.generation import generating_with
 from hfkit.model.loading import base_of
 
 PROMPT_TOKENS, NEW_TOKENS = 32, 64

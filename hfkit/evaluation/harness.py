@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from hfkit.errors import HfkitError, did_you_mean, reason
-from hfkit.evaluation.intervals import paired_test
+from hfkit.metrics.intervals import paired_test
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
-    from hfkit.evaluation.base import Difference
+    from hfkit.metrics.base import Difference
 
 INSTALL = 'pip install "hfkit[lm-eval]"'
 NORMAL_95 = 1.959964  # standard errors on either side of a mean

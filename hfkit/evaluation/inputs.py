@@ -7,11 +7,10 @@ import numpy as np
 from hfkit.data.tasks import encode, prompt_ids, reference
 from hfkit.data.tokenizer import load_tokenizer
 from hfkit.errors import HfkitError
-from hfkit.evaluation.checks import window_of
-from hfkit.evaluation.generation import generation_of
-from hfkit.evaluation.likelihood import encode_document, encode_pair, pair_sums, token_sums
-from hfkit.evaluation.scoring import OF_CLASSES, OF_LIKELIHOOD, OF_TEXTS
-from hfkit.model.loading import load_config
+from hfkit.inference.generation import generation_of, prompts_of
+from hfkit.inference.likelihood import encode_document, encode_pair, pair_sums, token_sums
+from hfkit.metrics.catalogue import made_of
+from hfkit.model.loading import load_config, window_of
 
 
 class Pieces(NamedTuple):
@@ -74,42 +73,19 @@ def inputs_of(recipe: Any, rows: list[dict[str, Any]], place: str) -> Inputs:
     window, is_whole = window_of(config, tokenizer), config.is_encoder_decoder
     generation: dict[str, Any] = {}
     prompts: list[tuple[list[int], bool]] = []
-    if set(recipe.chosen) & set(OF_CLASSES):
+    if made_of("classes", recipe.chosen):
         prompts = [prompt_ids(recipe, row, tokenizer, window) for row in rows]
         prompts = [(ids or [tokenizer.pad_token_id], is_cut) for ids, is_cut in prompts]  # of a text that is blank
-    elif set(recipe.chosen) & set(OF_TEXTS):
+    elif made_of("texts", recipe.chosen):
         generation = generation_of(recipe, tokenizer, window)
         prompts = prompts_of(recipe, rows, tokenizer, window, generation, is_whole)
     pieces = None
-    if set(recipe.chosen) & set(OF_LIKELIHOOD):
+    if made_of("likelihood", recipe.chosen):
         pieces = _pieces(recipe, rows, tokenizer, window, is_whole)
         if not pieces.examples:
             raise HfkitError(f"{place}: no completion fits into the window of {window} tokens, so that none is likely")
     cut = sum(is_cut for _, is_cut in prompts)
     return Inputs(place, tokenizer, window, generation, [ids for ids, _ in prompts], cut, pieces)
-
-
-def prompts_of(
-    recipe: Any,
-    rows: list[dict[str, Any]],
-    tokenizer: Any,
-    window: int,
-    generation: dict[str, Any],
-    is_encoder_decoder: bool,
-) -> list[tuple[list[int], bool]]:
-    """Of each row the prompt, and whether some of it was cut off. Encoder-decoders have a window for either side.
-
-    Raises:
-        HfkitError: if there is no room for any of them.
-    """
-    room = window if is_encoder_decoder else window - generation["max_new_tokens"]
-    found = [prompt_ids(recipe, row, tokenizer, room, is_encoder_decoder) for row in rows]
-    if rows and not any(ids for ids, _ in found):
-        told = (
-            f"the answer may have {generation['max_new_tokens']} of {window} tokens, and no prompt fits into the rest"
-        )
-        raise HfkitError(f"generation.max_new_tokens: {told}; lower it, or give shorter rows")
-    return found
 
 
 def _pieces(recipe: Any, rows: list[dict[str, Any]], tokenizer: Any, window: int, is_encoder_decoder: bool) -> Pieces:

@@ -1,9 +1,7 @@
 """Models measured one after the other, each in a process of its own: quality, answers, and what it costs."""
 
-import multiprocessing
 import os
 import time
-import traceback
 from itertools import islice
 from logging import ERROR, getLogger
 from pathlib import Path
@@ -15,11 +13,13 @@ import bitsandbytes  # noqa: E402, F401 or else the first quantized model takes 
 from hfkit.data import corpus  # noqa: E402
 from hfkit.data.tasks import prompt_ids  # noqa: E402
 from hfkit.errors import HfkitError  # noqa: E402
-from hfkit.evaluation import accept, costs  # noqa: E402
-from hfkit.evaluation.generation import generate  # noqa: E402
+from hfkit.evaluation import costs  # noqa: E402
 from hfkit.evaluation.inputs import Inputs, inputs_of  # noqa: E402
 from hfkit.evaluation.outcomes import Outcome, open_model, outcome_of  # noqa: E402
 from hfkit.evaluation.settings import ScoredRecipe  # noqa: E402
+from hfkit.inference.generation import generate  # noqa: E402
+from hfkit.recipe import limits  # noqa: E402
+from hfkit.runtime import isolated  # noqa: E402
 
 SAMPLES, SAMPLE_WORDS, SAMPLE_TOKENS = 3, 12, 48
 
@@ -27,7 +27,7 @@ SAMPLES, SAMPLE_WORDS, SAMPLE_TOKENS = 3, 12, 48
 class Measured(NamedTuple):
     """
     Args:
-        costs: `accept.COSTS` by name; None where one is not known.
+        costs: `limits.COSTS` by name; None where one is not known.
         samples: prompts, and what the model writes after them; none of a classifier.
         seconds: that the model itself took, loading included.
     """
@@ -49,28 +49,14 @@ def measure(recipe: Any, rows: list[dict[str, Any]], place: str, prompts: list[s
     Raises:
         HfkitError: for a model that cannot be measured, also where the system ended its process.
     """
-    methods = multiprocessing.get_all_start_methods()
-    context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    if context.get_start_method() == "forkserver":
-        context.set_forkserver_preload([__name__])  # imports once for all models
-    answers, given = context.Pipe(duplex=False)
-    process = context.Process(target=_answer, args=(given, recipe, rows, place, prompts), daemon=True)
-    process.start()
-    given.close()
     try:
-        answer = answers.recv()
-    except EOFError:
+        return isolated.call(f"{__name__}:_measure", recipe, rows, place, prompts)
+    except isolated.Ended:
         raise HfkitError(f"{place}: the process that measured it was ended, most likely for want of memory") from None
-    finally:
-        process.kill()  # also where this run is stopped
-        process.join()
-    if isinstance(answer, BaseException):
-        raise answer
-    return answer
 
 
 def costs_of(recipe: Any, place: str, data: str) -> dict[str, float | None]:
-    """`accept.COSTS` of the model at `place`, that does the task of a recipe on prepared data."""
+    """`limits.COSTS` of the model at `place`, that does the task of a recipe on prepared data."""
     of_task = ("task", "prompt", "completion", "messages", "tools", "chat_template", "label")
     names = ("stage", *of_task, "trust_remote_code")
     scored = ScoredRecipe(data=None, **{name: getattr(recipe, name) for name in names})
@@ -84,22 +70,10 @@ def judge(recipe: Any, metrics: dict[str, Any], base: dict[str, Any], places: di
         base: what was measured of the model that `x base` means.
         places: with `data` and `model`, that model.
     """
-    if not set(recipe.accept) & set(accept.COSTS):
-        return accept.judged(recipe.accept, metrics, base)
+    if not set(recipe.accept) & set(limits.COSTS):
+        return limits.judged(recipe.accept, metrics, base)
     own, other = (costs_of(recipe, place, places["data"]) for place in (str(result), places["model"]))
-    return accept.judged(recipe.accept, metrics | own, base | other)
-
-
-def _answer(given: Any, *asked: Any) -> None:
-    """Send what `_measure` returns or raises."""
-    try:
-        answer: Any = _measure(*asked)
-    except HfkitError as error:
-        answer = error
-    except Exception as error:
-        traceback.print_exc()  # it is lost on the way
-        answer = error
-    given.send(answer)
+    return limits.judged(recipe.accept, metrics | own, base | other)
 
 
 def _measure(recipe: Any, rows: list[dict[str, Any]], place: str, prompts: list[str] | None) -> Measured:

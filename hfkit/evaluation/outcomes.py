@@ -1,18 +1,16 @@
 """What a model makes of the rows that it is scored on, and what that is worth."""
 
-from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from hfkit.data import corpus
 from hfkit.data.tasks import classes_of, reference
-from hfkit.errors import HfkitError
-from hfkit.evaluation import likelihood, scoring
-from hfkit.evaluation.base import Statistics
-from hfkit.evaluation.generation import write
 from hfkit.evaluation.inputs import Inputs
+from hfkit.inference import likelihood
+from hfkit.inference.generation import write
+from hfkit.metrics import scoring
+from hfkit.metrics.base import Statistics
 from hfkit.model.loading import base_quantization, load_model
 
 
@@ -24,18 +22,6 @@ class Outcome(NamedTuple):
     prompts: list[str]
     texts: list[Any]
     sums: np.ndarray
-
-
-def rows_of(recipe: Any, place: str) -> list[dict[str, Any]]:
-    """The rows of a recipe's split.
-
-    Raises:
-        HfkitError: if there are none.
-    """
-    rows = list(islice(corpus.rows(place, recipe.split), recipe.limit))
-    if not rows:
-        raise HfkitError(f"data: the {recipe.split} split of {place} has no rows; choose another split")
-    return rows
 
 
 def open_model(place: str, task: str, trust_remote_code: bool) -> Any:

@@ -1,26 +1,17 @@
 """The recipe keys of whatever is scored on data. Nothing heavy is imported: recipes are checked before torch loads."""
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from hfkit.data.tasks import TaskRecipe
-from hfkit.recipe import Section
+from hfkit.metrics.catalogue import CATALOGUE, fitting
+from hfkit.recipe.fields import Section
 
-Metric = Literal[
-    "perplexity", "bits_per_byte", "bleu", "chrf", "rouge", "exact_match", "accuracy", "f1", "length", "distinct"
-]
-OF_ANSWERS = ["rouge", "bleu", "chrf", "exact_match", "perplexity", "bits_per_byte", "length", "distinct"]
-FITTING: dict[str, list[str]] = {
-    "text": ["perplexity", "bits_per_byte"],
-    "generate": OF_ANSWERS,
-    "chat": OF_ANSWERS,
-    "classify": ["accuracy", "f1"],  # of lists of classes accuracy is their exact match
-}
-
-
-# Which score stands for a model's quality: the first of these that was taken.
-QUALITY = ("accuracy", "f1", "rougeL", "chrf", "bleu", "exact_match", "bits_per_byte", "perplexity")
+if TYPE_CHECKING:
+    MetricName = str
+else:
+    MetricName = Literal[tuple(each.name for each in CATALOGUE)]
 
 
 class ScoredRecipe(TaskRecipe):
@@ -32,7 +23,7 @@ class ScoredRecipe(TaskRecipe):
     )
     split: Literal["train", "validation", "test"] = "test"
     limit: int | None = Field(None, ge=1, description="Take no more than this many rows, of benchmarks too.")
-    metrics: list[Metric] | None = Field(
+    metrics: list[MetricName] | None = Field(
         None,
         min_length=1,
         description="By default all that fit the task. bleu is sacrebleu's, 0 to 100. Of lists of classes accuracy "
@@ -50,4 +41,4 @@ class ScoredRecipe(TaskRecipe):
     @property
     def chosen(self) -> list[str]:
         """The metrics that are taken."""
-        return [] if self.data is None else list(self.metrics or FITTING[self.task])
+        return [] if self.data is None else list(self.metrics or fitting(self.task))

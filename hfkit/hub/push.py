@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hfkit import manifest, privacy
+from hfkit.artifacts import manifest
 from hfkit.errors import HfkitError, reason
 from hfkit.hub import staging
-from hfkit.hub.trial import try_out
+from hfkit.hub.verification import try_out
+from hfkit.privacy import secrets
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -201,10 +202,10 @@ def _told(repo: str, call: Callable[[], Result], *expected: type[Exception]) -> 
         # Of the network, of huggingface_hub about it, and of an answer that is not the Hub's.
         except (HTTPError, OSError, RuntimeError, KeyError, json.JSONDecodeError) as error:
             if wait is None:
-                told = privacy.without_secrets(reason(error))
+                told = secrets.without_secrets(reason(error))
                 raise HfkitError(f"{repo}: the Hub cannot be reached: {told}; push again later") from None
         except ValueError as error:  # of the client, before it sends anything
-            raise HfkitError(f"{repo}: {privacy.without_secrets(reason(error))}") from None
+            raise HfkitError(f"{repo}: {secrets.without_secrets(reason(error))}") from None
         time.sleep(wait)
     raise AssertionError("the last wait is None")
 
@@ -216,7 +217,7 @@ def _waits() -> Iterator[float | None]:
 
 
 def _refusal(repo: str, status: int, error: Exception) -> str:
-    said = privacy.without_secrets(reason(error))
+    said = secrets.without_secrets(reason(error))
     if status == 401:
         return f"{repo}: the Hub does not know the token; set a valid HF_TOKEN, or log in again: `hf auth login`"
     if status == 403:

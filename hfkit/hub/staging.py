@@ -6,12 +6,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from hfkit import manifest, privacy
+from hfkit.artifacts import manifest
+from hfkit.artifacts.lineage import pushed_to
+from hfkit.artifacts.manifest import ADAPTER, is_adapter
 from hfkit.errors import HfkitError
-from hfkit.hub import card
-from hfkit.hub.lineage import pushed_to
-from hfkit.hub.metadata import hub_id
-from hfkit.manifest import ADAPTER, is_adapter
+from hfkit.privacy import secrets
+from hfkit.reports import card
+from hfkit.reports.metadata import hub_id
 
 # Written by hfkit or transformers about the result, with the places of this machine in them.
 ABOUT = ("README.md", "metrics.json", "metrics.jsonl", "config.json", "tokenizer_config.json", ADAPTER)
@@ -40,10 +41,10 @@ def stage(folder: Path, made: dict[str, Any], repo: str, target: Path) -> None:
         if text is None:
             _link(source, target / name)
         else:
-            (target / name).write_text(privacy.without_places(text), encoding="utf-8")
+            (target / name).write_text(secrets.without_places(text), encoding="utf-8")
     files = manifest.describe_files(target)
     public = {**public, "files": files, "digest": manifest.digest_of(files)}
-    (target / manifest.MANIFEST).write_text(privacy.without_places(manifest.as_json(public)), encoding="utf-8")
+    (target / manifest.MANIFEST).write_text(secrets.without_places(manifest.as_json(public)), encoding="utf-8")
     _refuse_secrets(target)
 
 
@@ -84,16 +85,16 @@ def _link(source: Path, target: Path) -> None:
 
 def _refuse_secrets(staged: Path) -> None:
     """Look at every byte, and at every text of a Parquet file, whose bytes are compressed."""
-    secrets = [secret.encode() for secret in privacy.secrets()]
+    hidden = [secret.encode() for secret in secrets.in_environment()]
     problems = []
     for path in sorted(path for path in staged.rglob("*") if path.is_file()):
         name = path.relative_to(staged).as_posix()
         is_told = False
         for content in _pieces(path):
-            if any(secret in content for secret in secrets):
+            if any(secret in content for secret in hidden):
                 problems.append(f"{name}: holds a token or password of this machine's environment; remove it there")
                 break
-            is_told = is_told or (path.suffix in (".json", ".jsonl", ".md") and privacy.tells_place(content))
+            is_told = is_told or (path.suffix in (".json", ".jsonl", ".md") and secrets.tells_place(content))
         if is_told:
             problems.append(f"{name}: holds the path of the home folder; edit it, or make the folder anew")
     if problems:

@@ -12,6 +12,7 @@ from transformers.modeling_outputs import CausalLMOutput
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+TRAINING_ONLY = "distillation_projections."  # weights that a distillation learns beside the student
 PROBE_TOKENS = 4
 PROBE_SIZE = 1e3  # of the largest logit: caps are at 30 to 50
 

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfkit import manifest
+from hfkit.artifacts import manifest
+from hfkit.artifacts.manifest import ADAPTER, is_adapter
 from hfkit.errors import HfkitError, reason, way_to
-from hfkit.manifest import ADAPTER, is_adapter
 from hfkit.model.vocabulary import grow
-from hfkit.ranks import say
+from hfkit.runtime.distributed import say
 
 if TYPE_CHECKING:
     import torch
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
     from hfkit.model import HfkitConfig
+
+
+NO_LIMIT = 10**9  # tokenizers that know no longest text name a number far above it
+USUAL_WINDOW = 1024  # of models that know no longest text either
 
 
 def base_of(place: str) -> str:
@@ -100,6 +104,13 @@ def is_classifier(place: str, config: "PretrainedConfig") -> bool | None:
         return (manifest.read_json(Path(place), ADAPTER) or {}).get("task_type") == "SEQ_CLS"
     names = config.architectures
     return None if not names else any("SequenceClassification" in name for name in names)
+
+
+def window_of(config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The most tokens that a model takes, by its positions and by its tokenizer."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    sizes = [size for size in (positions, tokenizer.model_max_length) if size and size < NO_LIMIT]
+    return min(sizes, default=USUAL_WINDOW)
 
 
 def new_config(fields: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", sequence_length: int) -> "HfkitConfig":

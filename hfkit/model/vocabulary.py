@@ -4,7 +4,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from hfkit.errors import HfkitError
-from hfkit.ranks import say
+from hfkit.runtime.distributed import say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

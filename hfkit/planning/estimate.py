@@ -127,12 +127,8 @@ class Costs:
             return self.speeds.precision
         return "fp16" if self.machine.name in WITHOUT_BF16 else "bf16"
 
-    def of(self, work: Work) -> Estimate:
-        """The estimate of a stage's work."""
-        if not work.is_light:
-            from hfkit.planning.costs import of_models
-
-            return of_models(self, work)
+    def of_chores(self, work: Work) -> Estimate:
+        """The estimate of work that no model has a part in."""
         found = Estimate(disk=work.disk + work.cache, memory={"libraries": self.loaded, "data": work.left_behind})
         for part in work.parts:
             if isinstance(part, Chore):

@@ -5,10 +5,10 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from hfkit import manifest
+from hfkit.artifacts import manifest
+from hfkit.artifacts.manifest import ADAPTER, is_adapter
 from hfkit.data import corpus
 from hfkit.errors import HfkitError
-from hfkit.manifest import ADAPTER, is_adapter
 from hfkit.planning.work import Known, Model, Texts, Tokens
 
 SAMPLE_ROWS = 400

@@ -6,9 +6,9 @@ from typing import Any
 
 import yaml
 
-from hfkit.cores import usable_cores
 from hfkit.errors import HfkitError, did_you_mean
-from hfkit.usage import total_memory
+from hfkit.runtime.cores import usable_cores
+from hfkit.runtime.resources import total_memory
 
 
 @dataclasses.dataclass(frozen=True)

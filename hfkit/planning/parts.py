@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from hfkit.compression.settings import WIDTHS
-from hfkit.evaluation.accept import COSTS
-from hfkit.evaluation.generation import NEW_TOKENS
-from hfkit.evaluation.scoring import OF_LIKELIHOOD, OF_TEXTS
+from hfkit.inference.generation import NEW_TOKENS
+from hfkit.metrics.catalogue import made_of
 from hfkit.planning import rows as of_rows
 from hfkit.planning.rows import Rows
 from hfkit.planning.shapes import shape_of
@@ -26,6 +25,7 @@ from hfkit.planning.work import (
     Work,
     Writing,
 )
+from hfkit.recipe.limits import COSTS
 from hfkit.training.trainer import training_arguments
 
 UNKNOWN = "what it takes is not known: {} is on the Hub and not in the cache"
@@ -90,9 +90,9 @@ def scoring(recipe: Any, model: Model, texts: Texts) -> tuple[Reading | Writing,
         rows, lengths = of_rows.windows(texts, model.tokens, split, recipe.limit, window)
         return (Reading("scoring", model, rows, lengths, recipe.batch_size),)
     found: list[Any] = []
-    if set(recipe.chosen) & set(OF_TEXTS):
+    if made_of("texts", recipe.chosen):
         found += answering("answering", recipe, model, texts, count, window, recipe.batch_size)
-    if recipe.task == "classify" or set(recipe.chosen) & set(OF_LIKELIHOOD):
+    if recipe.task == "classify" or made_of("likelihood", recipe.chosen):
         _, lengths = of_rows.examples(recipe, texts, model.tokens, window, is_packed=False)[split]
         found.append(Reading("scoring", model, count, lengths, recipe.batch_size))
     return tuple(found)

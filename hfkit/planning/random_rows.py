@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from transformers import default_data_collator
 
-from hfkit.data.examples import pad
-from hfkit.data.packing import IGNORED
+from hfkit.data.rows.examples import pad
+from hfkit.data.rows.packing import IGNORED
 from hfkit.planning.work import Lengths
 
 

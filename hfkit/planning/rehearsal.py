@@ -23,18 +23,17 @@ import datasets  # noqa: E402, F401 the imports are timed, and are those of a ru
 import torch  # noqa: E402
 from transformers import TrainerCallback  # noqa: E402
 
-from hfkit import usage  # noqa: E402
 from hfkit.data.tasks import Example  # noqa: E402
 from hfkit.distillation.settings import OF_LAYERS, Targets  # noqa: E402
 from hfkit.distillation.trainer import student_trainer  # noqa: E402
-from hfkit.evaluation import likelihood  # noqa: E402
-from hfkit.evaluation.decoding import Rules, decode  # noqa: E402
-from hfkit.evaluation.generation import plain_decoder  # noqa: E402
+from hfkit.inference import likelihood  # noqa: E402
+from hfkit.inference.decoding import Rules, decode  # noqa: E402
+from hfkit.inference.generation import plain_decoder  # noqa: E402
 from hfkit.model.loading import load_model  # noqa: E402
 from hfkit.planning import shapes  # noqa: E402
 from hfkit.planning.random_rows import RandomRows  # noqa: E402
 from hfkit.planning.work import Model, Reading, Training, Writing  # noqa: E402
-from hfkit.training import roof  # noqa: E402
+from hfkit.runtime import devices, resources  # noqa: E402
 from hfkit.training.classification import ClassificationTrainer  # noqa: E402
 from hfkit.training.decisions import decide  # noqa: E402
 from hfkit.training.settings import BadSteps, Optimizer  # noqa: E402
@@ -81,7 +80,7 @@ def speed() -> tuple[str, float, float, int]:
     """The fastest precision, its FLOP/s, how long the libraries took to load, and how many bytes they hold."""
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     held = max(_resident(os.getppid()), _resident())  # a part of them is not touched again after the fork
-    return *roof.fastest_precision(device), IMPORT_SECONDS, held
+    return *devices.fastest_precision(device), IMPORT_SECONDS, held
 
 
 def rehearse(parts: list[Any], precision: str, limits: list[int]) -> Rehearsed:
@@ -98,7 +97,7 @@ def rehearse(parts: list[Any], precision: str, limits: list[int]) -> Rehearsed:
     seconds: list[Any] = []
     trainer: Any = None
     known: dict[str, float] = {}
-    with usage.metered() as used, tempfile.TemporaryDirectory() as folder:
+    with resources.metered() as used, tempfile.TemporaryDirectory() as folder:
         for part, rows in zip(parts, limits, strict=True):
             if isinstance(part, Training):
                 steps, trainer = _train(part, precision, rows, Path(folder), device)

@@ -7,9 +7,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from hfkit.data import packing
 from hfkit.data.corpus import SPLITS
-from hfkit.data.examples import best_fit
+from hfkit.data.rows import packing
+from hfkit.data.rows.examples import best_fit
 from hfkit.data.tasks import encode, prompt_ids, reference
 from hfkit.errors import HfkitError
 from hfkit.planning.work import Chore, Lengths, Texts, Tokens
@@ -24,7 +24,7 @@ Rows = dict[str, tuple[int, Lengths]]  # of each split how many, and how long th
 
 
 def packed(texts: Texts | None, tokens: Tokens | None, length: int, how: str) -> Rows:
-    """Documents in rows of `length` (`hfkit.data.packing`). Empty where the data is not known."""
+    """Documents in rows of `length` (`hfkit.data.rows.packing`). Empty where the data is not known."""
     if texts is None:
         return {}
     each = bytes_a_token(texts, tokens)
@@ -34,7 +34,7 @@ def packed(texts: Texts | None, tokens: Tokens | None, length: int, how: str) ->
 
 
 def windows(texts: Texts, tokens: Tokens | None, split: str, limit: int | None, length: int) -> tuple[int, Lengths]:
-    """Documents in windows (`hfkit.evaluation.likelihood`)."""
+    """Documents in windows (`hfkit.inference.likelihood`)."""
     rows = min(texts.rows[split], limit or texts.rows[split])
     size = texts.bytes[split] / max(texts.rows[split], 1) / bytes_a_token(texts, tokens) + 2  # tokens of a document
     whole = [each / bytes_a_token(texts, tokens) + 2 for each in map(_bytes_of, texts.sample)] or [size]

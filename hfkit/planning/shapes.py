@@ -10,15 +10,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
 from hfkit.compression.quantization import promised_bytes, scheme_of
+from hfkit.model.adapters import adapt
+from hfkit.model.flops import training_flops_per_token
 from hfkit.model.heads import decoder_of
 from hfkit.model.loading import auto_class_of
 from hfkit.model.matrices import matrices_of
 from hfkit.model.quantized import whole_modules
 from hfkit.planning.work import Model
-from hfkit.training.adapters import adapt
 from hfkit.training.compilation import repeated_layers
 from hfkit.training.optimizers import kinds_of
-from hfkit.training.roof import training_flops_per_token
 
 KEPT_BY_KERNELS = ("flex_attention", "flash_attention_2")  # which keep what sdpa keeps, and are not everywhere
 

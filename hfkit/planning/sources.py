@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hfkit.data import stdlib
 from hfkit.data.columns import BadRow, Columns
 from hfkit.data.corpus import SPLITS
-from hfkit.data.sources import Source, files_of, read
+from hfkit.data.sources import stdlib
+from hfkit.data.sources.reading import Source, files_of, read
 from hfkit.planning.work import Texts
 
 LOOK_BYTES, LOOK_SECONDS = 16_000_000, 2.0  # at most so much of a source is read

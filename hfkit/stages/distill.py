@@ -3,26 +3,29 @@
 import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 
 from hfkit.data.tasks import TaskRecipe
 from hfkit.data.tokenizer import load_tokenizer
 from hfkit.distillation.settings import FromTeacher, Loss, Targets
-from hfkit.evaluation import accept
-from hfkit.evaluation.accept import Accept
-from hfkit.planning.work import Known, Model, Texts, Tokens, Work
-from hfkit.ranks import on_main, say
-from hfkit.recipe import Input, Push, Section, StageRecipe
+from hfkit.metrics.catalogue import scores_of_training
+from hfkit.recipe import limits
+from hfkit.recipe.fields import Input, Push, Section, StageRecipe
+from hfkit.recipe.limits import Accept
+from hfkit.runtime.distributed import on_main, say
 from hfkit.training.settings import TRAIN, AnyOptimizer, BadSteps, Optimizer
 
-MAKES, DISTRIBUTED = "model", True
 _FROM_TOKENIZER = "it is the tokenizer's"
 
 
 class Recipe(TaskRecipe):
     """A student that learns from a teacher: from its distributions, its layers, or what it writes."""
+
+    MAKES: ClassVar[str] = "model"
+    DISTRIBUTED: ClassVar[bool] = True
+    SUMMARY: ClassVar[str] = "A small language model that has learned from a larger one{adapter}."
 
     stage: Literal["distill"]
     teacher: Annotated[str, Input("model")]
@@ -75,81 +78,11 @@ def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe
     """What can be known before a model is loaded or a row is tokenized."""
     from hfkit.distillation import checks
 
-    yield from accept.check_best(recipe.train, accept.of_training(recipe.task))
+    yield from limits.check_best(recipe.train, scores_of_training(recipe.task))
     yield from checks.problems(recipe, places, recipes)
-    of_both = [*accept.OF_TRAINING[recipe.task], *accept.COSTS]
+    of_both = [*scores_of_training(recipe.task), *limits.COSTS]
     of_student = [*of_both, "retention", *(["gap_closed"] if recipe.baseline else [])]
-    yield from accept.problems(recipe.accept, of_student, of_both, "the teacher")
-
-
-def external(recipe: Recipe) -> dict[str, Any]:
-    return {}
-
-
-def describe(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> dict[str, Any]:
-    return {
-        "task": recipe.task,
-        "losses": " + ".join(f"{each.weight:g} {each.loss}" for each in recipe.losses if each.weight),
-        "targets": recipe.targets.source,
-        "trains": "a student" + (", and the same with cross-entropy alone" if recipe.baseline else ""),
-    }
-
-
-def work(recipe: Recipe, known: dict[str, Known]) -> Work:
-    import dataclasses
-
-    from hfkit.distillation.student import student_config
-    from hfkit.planning import parts
-
-    teacher, texts = known["teacher"], known["data"] if isinstance(known["data"], Texts) else None
-    given, tokens = known.get("student"), known.get("tokenizer")
-    if not isinstance(teacher, Model) or ("student" in known and not isinstance(given, Model)):
-        return parts.unknown(*(place for place in (recipe.teacher, recipe.student) if isinstance(place, str)))
-    own = given.tokens if isinstance(given, Model) else tokens if isinstance(tokens, Tokens) else teacher.tokens
-    if isinstance(given, Model):
-        model = dataclasses.replace(given, lora=recipe.lora)
-    else:
-        defaults = {"max_position_embeddings": recipe.sequence_length} | (
-            {"vocab_size": own.vocab_size} if own else {}
-        )
-        described = recipe.student if isinstance(recipe.student, dict) else {}
-        sizes = described if described.get("from_teacher") else {**defaults, **described}
-        model = Model(student_config(sizes, teacher.config), own, lora=recipe.lora)
-    found = parts.training_rows(recipe, texts, own, True, recipe.packing)
-    batch, most = parts.batch_of(recipe.train), recipe.evaluation_rows
-    at_evaluations = (
-        *parts.reading("evaluating", model, found, "validation", batch, "evaluation"),
-        *parts.answering("evaluating", recipe, model, texts, most, recipe.sequence_length, batch, "evaluation"),
-    )
-    more = {"teacher": teacher, "losses": tuple(recipe.losses), "may": ("lora",)}
-    training = parts.training(recipe, model, found, at_evaluations, **more)
-    after = [
-        each for split in ("test", "validation") for each in parts.reading("evaluating", model, found, split, batch)
-    ]
-    answers = parts.answering("evaluating", recipe, model, texts, most, recipe.sequence_length, batch)
-    of_teacher = [
-        each
-        for split in ("test", "validation")
-        for each in parts.reading("the teacher's scores", teacher, found, split, batch, "teacher")
-    ]
-    alone = dataclasses.replace(training, what="training alone", teacher=None, losses=())
-    return Work(
-        [
-            *parts.making_rows(recipe, texts, own, recipe.packing),
-            *parts.of_targets(recipe, teacher, found, texts, batch),
-            training,
-            *after,
-            *answers,
-            *of_teacher,
-            *([alone, *after, *answers] if recipe.baseline else []),
-            *parts.measuring_costs({"teacher": teacher, "student": model}, recipe.accept),
-        ],
-        makes=model,
-        disk=parts.weight_bytes(model),
-        cache=parts.cache_bytes(found),
-        notes=parts.not_counted(training, found),
-        is_exact=parts.are_exact(texts, own),
-    )
+    yield from limits.problems(recipe.accept, of_student, of_both, "the teacher")
 
 
 def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
@@ -162,14 +95,14 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     from hfkit.distillation.student import make_student
     from hfkit.distillation.teacher import load_teacher
     from hfkit.distillation.trainer import settled_trainer
-    from hfkit.training import checkpoints
-    from hfkit.training.report import save
+    from hfkit.training.fit import fit, newest_checkpoint
+    from hfkit.training.saving import save
     from hfkit.training.task_metrics import TaskMetrics
     from hfkit.training.trainer import training_arguments
 
     # Data
     logging.disable_progress_bar()  # of writing a few files
-    checkpoint = on_main("resume", lambda: str(checkpoints.newest(output) or ""))
+    checkpoint = newest_checkpoint(output)
     tokenizer = load_tokenizer(checks.tokenizer_place(places), chat_template=recipe.chat_template)
     width = checks.shared_width(recipe, places)
     args = training_arguments(recipe.train, output)
@@ -188,13 +121,9 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     task_metrics = TaskMetrics(recipe, places["data"], tokenizer, args.per_device_train_batch_size)
     model = student()
     checks.warn_of_small_teacher(recipe, places["teacher"], model)
-    trainer, speed, decided = settled_trainer(recipe, model, data, task_metrics, output, teacher, width)
-    if checkpoint:
-        say(f"  going on from {checkpoint}")
-    trainer.train(resume_from_checkpoint=checkpoint or None)
+    trainer = settled_trainer(recipe, model, data, task_metrics, output, teacher, width)
+    metrics = fit(trainer, output, checkpoint, data.tokens_a_row, recipe.sequence_length)
     found = {"student": report.scores(trainer, data, task_metrics)}
-    metrics = {**decided, **speed.summary(), "train_seconds": round(trainer.train_seconds, 1)}
-    metrics |= {"skipped_steps": trainer.guard.skipped, "device": args.device.type, "seed": args.seed}
     metrics["size_bytes"] = save(trainer, tokenizer, output)
 
     # Its teacher, and the same student without one
@@ -215,22 +144,22 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
 
 def _alone(recipe: Recipe, model: Any, data: Any, task_metrics: Any, output: Path) -> dict[str, float]:
     """The scores of the student trained without its teacher, in a folder of its own, resumed as any run."""
-    from hfkit import manifest
+    from hfkit.artifacts import manifest
     from hfkit.distillation import report
     from hfkit.distillation.trainer import settled_trainer
-    from hfkit.training import checkpoints
+    from hfkit.training.fit import fit, newest_checkpoint
 
     folder = output / report.ALONE
 
-    def prepare() -> str:
+    def prepare() -> None:
         folder.mkdir(exist_ok=True)
         begun = manifest.read_json(output, manifest.STARTED) or {}
         if (manifest.read_json(folder, manifest.STARTED) or {}).get("fingerprint") != begun.get("fingerprint"):
             begun = {key: value for key, value in begun.items() if key != "committed"}
             manifest.write_json(folder / manifest.STARTED, begun)
-        return str(checkpoints.newest(folder) or "")
 
-    checkpoint = on_main("resume alone", prepare)
-    trainer, _, _ = settled_trainer(recipe, model, data, task_metrics, folder)
-    trainer.train(resume_from_checkpoint=checkpoint or None)
+    on_main("resume alone", prepare)
+    checkpoint = newest_checkpoint(folder)
+    trainer = settled_trainer(recipe, model, data, task_metrics, folder)
+    fit(trainer, folder, checkpoint, data.tokens_a_row, recipe.sequence_length)
     return report.scores(trainer, data, task_metrics)

@@ -2,25 +2,27 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import pydantic
 
-from hfkit import manifest
+from hfkit.artifacts import manifest
 from hfkit.evaluation.settings import ScoredRecipe
-from hfkit.planning.work import Known, Model, Texts, Work
-from hfkit.ranks import on_main, say
-from hfkit.recipe import Input, StageRecipe
+from hfkit.recipe.fields import Input, StageRecipe
+from hfkit.runtime.distributed import on_main, say
 
 if TYPE_CHECKING:
     from hfkit.evaluation.outcomes import Outcome
 
-MAKES, DISTRIBUTED = "evaluation", True
 NOT_COMPARED = ("perplexity_difference", "perplexity_difference_low", "perplexity_difference_high", "perplexity_p")
 
 
 class Recipe(ScoredRecipe):
     """Scores of a model on data that it was not trained on."""
+
+    MAKES: ClassVar[str] = "evaluation"
+    DISTRIBUTED: ClassVar[bool] = True
+    SUMMARY: ClassVar[str] = "The evaluation of a model."
 
     stage: Literal["evaluate"]
     model: Annotated[str, Input("model")]
@@ -36,6 +38,12 @@ class Recipe(ScoredRecipe):
     benchmarks: list[str] | None = pydantic.Field(
         None, min_length=1, description="Tasks of lm-evaluation-harness, by name, or folders with YAML files of tasks."
     )
+
+    def external_inputs(self) -> dict[str, Any]:
+        """The content of folders with tasks."""
+        places = [Path(name).expanduser() for name in self.benchmarks or []]
+        folders = [place for place in places if place.is_dir()]
+        return {str(folder): manifest.digest_of(manifest.describe_files(folder)) for folder in folders}
 
 
 def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> Iterator[tuple[str, str]]:
@@ -53,46 +61,19 @@ def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe
     yield from checks.of_scoring(recipe, places, recipes, _models(places))
 
 
-def external(recipe: Recipe) -> dict[str, Any]:
-    """The content of folders with tasks."""
-    places = [Path(name).expanduser() for name in recipe.benchmarks or []]
-    folders = [place for place in places if place.is_dir()]
-    return {str(folder): manifest.digest_of(manifest.describe_files(folder)) for folder in folders}
-
-
-def describe(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> dict[str, Any]:
-    benchmarks = {"benchmarks": ", ".join(recipe.benchmarks)} if recipe.benchmarks else {}
-    return ({"task": recipe.task, "metrics": ", ".join(recipe.chosen)} if recipe.data else {}) | benchmarks
-
-
-def work(recipe: Recipe, known: dict[str, Known]) -> Work:
-    from hfkit.planning import parts
-    from hfkit.planning.work import Chore
-
-    texts = known.get("data")
-    models = {key: model for key, model in known.items() if key != "data"}
-    if not all(isinstance(model, Model) for model in models.values()):
-        return parts.unknown(*filter(None, (recipe.model, recipe.against)))
-    notes = ("benchmarks are not counted",) if recipe.benchmarks else ()
-    if not isinstance(texts, Texts):
-        return Work([], notes=notes or ("how much data there is is not known here",), is_exact=False)
-    found = [
-        part for model in models.values() if isinstance(model, Model) for part in parts.scoring(recipe, model, texts)
-    ]
-    rows = min(texts.rows[recipe.split], recipe.limit or texts.rows[recipe.split])
-    scores = Chore("scores and intervals", parts.SCORING + rows * len(recipe.chosen) * parts.SCORING_A_ROW, 6e7)
-    return Work([*found, scores], disk=rows * 2000.0, notes=notes, is_exact=texts.is_exact)
-
-
 def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     from transformers.utils import logging
 
+    from hfkit.data import corpus
     from hfkit.evaluation import checks, harness, outcomes
     from hfkit.evaluation.inputs import inputs_of
 
     # Everything that can be wrong with what is there now, before a model is loaded
     logging.disable_progress_bar()
-    rows, models = outcomes.rows_of(recipe, places["data"]) if "data" in places else [], _models(places)
+    rows, models = (
+        corpus.read_split(places["data"], recipe.split, recipe.limit) if "data" in places else [],
+        _models(places),
+    )
     checks.refuse(recipe, rows, models)
     inputs = {key: inputs_of(recipe, rows, place) for key, place in models.items()}
 
@@ -123,7 +104,9 @@ def _scores(
     output: Path,
 ) -> dict[str, Any]:
     """Scores, intervals and tests. They go to the screen, and the answers with theirs to a file."""
-    from hfkit.evaluation import harness, outcomes, report, scoring
+    from hfkit.evaluation import harness, outcomes
+    from hfkit.metrics import scoring
+    from hfkit.reports import evaluation
 
     outcome, of_benchmarks = found["model"], benchmarks.get("model", {})
     statistics = outcomes.statistics_of(recipe, rows, list(found.values()))
@@ -146,5 +129,5 @@ def _scores(
     ]
     if predictions:
         scoring.write_predictions(output / "predictions.jsonl", predictions)
-    say(report.screen(results, predictions))
+    say(evaluation.screen(results, predictions))
     return results

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 
@@ -14,24 +14,25 @@ from hfkit.data.tasks import (
     check_chats,
     check_data,
     check_room,
-    count_classes,
     is_multi_label,
 )
 from hfkit.data.tokenizer import load_tokenizer
 from hfkit.errors import HfkitError
-from hfkit.evaluation import accept
-from hfkit.evaluation.accept import Accept
-from hfkit.planning.work import Known, Model, Texts, Work
-from hfkit.ranks import on_main, say, world_size
-from hfkit.recipe import Input, Push, Section, StageRecipe, is_there
+from hfkit.metrics.catalogue import scores_of_training
+from hfkit.recipe import limits
+from hfkit.recipe.fields import Input, Push, Section, StageRecipe, is_there
+from hfkit.recipe.limits import Accept
+from hfkit.runtime.distributed import on_main, say
 from hfkit.training.settings import TRAIN, AnyOptimizer, BadSteps, Optimizer
-
-MAKES, DISTRIBUTED = "model", True
 
 
 class Recipe(TaskRecipe):
     """A model trained for a task on the completions only. With `lora:` an adapter is trained, with `quantization:` on
     a quantized base (QLoRA); without, all weights."""
+
+    MAKES: ClassVar[str] = "model"
+    DISTRIBUTED: ClassVar[bool] = True
+    SUMMARY: ClassVar[str] = "A language model, fine-tuned for a task{adapter}."
 
     stage: Literal["finetune"]
     model: Annotated[str, Input("model")]
@@ -79,14 +80,14 @@ class Recipe(TaskRecipe):
 
 def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> Iterator[tuple[str, str]]:
     """What can be known before a weight is loaded or a row is tokenized."""
-    from hfkit.training.adapters import refuse_adapter
+    from hfkit.model.adapters import refuse_adapter
 
     problems = list(check_data(recipe, places["data"], recipes.get("data")))
     yield from problems
-    of_training = accept.of_training(recipe.task, is_multi_label(recipe, places["data"], recipes.get("data")))
-    yield from accept.check_best(recipe.train, of_training)
-    of_base = accept.COSTS if recipe.task == "classify" else (*of_training, *accept.COSTS)  # it has no classes yet
-    yield from accept.problems(recipe.accept, [*of_training, *accept.COSTS], of_base, "the model before")
+    of_training = scores_of_training(recipe.task, is_multi_label(recipe, places["data"], recipes.get("data")))
+    yield from limits.check_best(recipe.train, of_training)
+    of_base = limits.COSTS if recipe.task == "classify" else (*of_training, *limits.COSTS)  # it has no classes yet
+    yield from limits.problems(recipe.accept, [*of_training, *limits.COSTS], of_base, "the model before")
     if problem := refuse_adapter(places["model"]):
         yield "model", problem
         return
@@ -114,74 +115,20 @@ def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe
             yield from check_chats(recipe, corpus.rows(places["data"], "train"), tokenizer, "the train split")
 
 
-def external(recipe: Recipe) -> dict[str, Any]:
-    return {}
-
-
-def describe(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> dict[str, Any]:
-    return {
-        "task": recipe.task,
-        "trains": "all weights" if recipe.lora is None else "an adapter (LoRA)",
-        "tokens a row": f"{recipe.sequence_length:,}",
-    }
-
-
-def work(recipe: Recipe, known: dict[str, Known]) -> Work:
-    from hfkit.planning import parts, rows
-    from hfkit.planning.work import Chore
-
-    base, texts = known["model"], known["data"] if isinstance(known["data"], Texts) else None
-    if not isinstance(base, Model):
-        return parts.unknown(recipe.model)
-    classes = count_classes(recipe, texts.sample) if texts is not None else 2
-    method = "bitsandbytes" if recipe.quantization is not None else ""
-    model = Model(
-        base.config,
-        base.tokens,
-        classes if recipe.task == "classify" else 0,
-        recipe.lora,
-        method or base.method,
-        recipe.quantization or base.quantization,
-    )
-    is_packed = recipe.packing and recipe.task != "classify"
-    found = rows.examples(recipe, texts, model.tokens, recipe.sequence_length, is_packed)
-    batch, length, most = parts.batch_of(recipe.train), recipe.sequence_length, recipe.evaluation_rows
-    does = [
-        *parts.reading("evaluating", model, found, "validation", batch, "evaluation"),
-        *parts.answering("evaluating", recipe, model, texts, most, length, batch, "evaluation"),
-    ]
-    training = parts.training(recipe, model, found, does, may=("lora", "quantization"))
-    merged = [Chore("merging", 2.0 + parts.weight_bytes(base) / 1e8)] if recipe.merge else []
-    return Work(
-        [
-            *parts.making_rows(recipe, texts, model.tokens, ""),
-            training,
-            *parts.reading("evaluating", model, found, "validation", batch),
-            *parts.reading("evaluating", model, found, "test", batch),
-            *parts.answering("evaluating", recipe, model, texts, most, length, batch),
-            *merged,
-            *(parts.measuring_costs({"before": base, "result": model}, recipe.accept)),
-        ],
-        makes=model,
-        disk=parts.weight_bytes(model) + (parts.weight_bytes(base) if recipe.merge else 0),
-        cache=parts.cache_bytes(found),
-        notes=parts.not_counted(training, found),
-        is_exact=parts.are_exact(texts, model.tokens),
-    )
-
-
 def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     from transformers import set_seed
     from transformers.utils import logging
 
-    from hfkit.data.examples import Examples, counted, show_example, task_examples
-    from hfkit.training import checkpoints, report
+    from hfkit.data.rows.examples import Examples, counted, show_example, task_examples
+    from hfkit.reports.training import task_summary
+    from hfkit.training import saving
+    from hfkit.training.fit import fit, newest_checkpoint
     from hfkit.training.task_metrics import TaskMetrics, refuse_rows
     from hfkit.training.trainer import training_arguments
 
     # Data
     logging.disable_progress_bar()  # of writing a few files
-    checkpoint = on_main("resume", lambda: str(checkpoints.newest(output) or ""))
+    checkpoint = newest_checkpoint(output)
     tokenizer = load_tokenizer(places["model"], recipe.tokenizer_use, recipe.chat_template)
     length, cache = recipe.sequence_length, output.parent / ".cache"
     on_main("answers", lambda: refuse_rows(recipe, places["data"], tokenizer))
@@ -198,25 +145,21 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
 
     # Training
     task_metrics = TaskMetrics(recipe, places["data"], tokenizer, args.per_device_train_batch_size)
-    trainer, test_rows, speed, decided = _trainer(recipe, model, tokenizer, splits, task_metrics, output)
+    trainer, test_rows = _trainer(recipe, model, tokenizer, splits, task_metrics, output)
     base = _base_scores(recipe, trainer, test_rows, task_metrics)
-    if checkpoint:
-        say(f"  going on from {checkpoint}")
-    trainer.train(resume_from_checkpoint=checkpoint or None)
+    trained = fit(trainer, output, checkpoint, splits["train"].tokens / len(trainer.train_dataset), length)
 
     # Result
     if splits["train"].is_multi_label:
         trainer.choose_thresholds()
-    metrics: dict[str, Any] = report.evaluate(trainer, trainer.eval_dataset, test_rows)
+    metrics: dict[str, Any] = saving.evaluate(trainer, trainer.eval_dataset, test_rows) | trained
     metrics |= task_metrics(model, "test", recipe.evaluation_rows) if recipe.task != "classify" else {}
-    metrics |= speed.summary() | {"train_seconds": round(trainer.train_seconds, 1)}
-    metrics |= {**decided, "device": args.device.type, "seed": args.seed, "skipped_steps": trainer.guard.skipped}
     metrics |= {name: counts[name] for name in ("examples", "cut", "dropped")}
-    metrics["size_bytes"] = report.save(trainer, tokenizer, output)
+    metrics["size_bytes"] = saving.save(trainer, tokenizer, output)
     if recipe.merge:
         ids = splits["train"][0]["input_ids"][None]
         metrics["merge_drift"] = on_main("merge", lambda: _merge(recipe, tokenizer, output, ids))
-    say(report.task_summary(metrics, output))
+    say(task_summary(metrics, output))
     if recipe.accept:
         from hfkit.evaluation.measuring import judge
 
@@ -228,8 +171,8 @@ def _base_scores(recipe: Recipe, trainer: Any, test_rows: Any, task_metrics: Any
     """What the model is worth before the training, where a limit is a factor of that."""
     from hfkit.training.progress import own_random_numbers
 
-    factors = {name for name, text in recipe.accept.items() if accept.limit_of(text).is_factor}
-    if not factors - set(accept.COSTS):
+    factors = {name for name, text in recipe.accept.items() if limits.limit_of(text).is_factor}
+    if not factors - set(limits.COSTS):
         return {}
     with own_random_numbers(trainer.args.device):
         found = trainer.token_metrics(test_rows, "evaluating the model before")
@@ -240,8 +183,8 @@ def _load(recipe: Recipe, place: str, examples: Any, tokenizer: Any) -> Any:
     """The model to train: in float32, with an adapter or a head of classes where the recipe asks for one."""
     import torch
 
+    from hfkit.model import adapters
     from hfkit.model.loading import load_model
-    from hfkit.training import adapters
 
     model: Any = load_model(
         place,
@@ -264,13 +207,11 @@ def _load(recipe: Recipe, place: str, examples: Any, tokenizer: Any) -> Any:
 
 def _trainer(
     recipe: Recipe, model: Any, tokenizer: Any, splits: dict[str, Any], task_metrics: Any, output: Path
-) -> tuple[Any, Any, Any, dict[str, Any]]:
-    """The trainer of the task, the rows of the test split, what measures the speed, and what measuring decided."""
+) -> tuple[Any, Any]:
+    """The trainer of the task, and the rows of the test split."""
     from transformers import default_data_collator
 
-    from hfkit.data.examples import PackedExamples, pad
-    from hfkit.training import roof
-    from hfkit.training.callbacks import Speed, watch
+    from hfkit.data.rows.examples import PackedExamples, pad
     from hfkit.training.classification import ClassificationTrainer
     from hfkit.training.decisions import settle
     from hfkit.training.trainer import HfkitTrainer
@@ -295,16 +236,12 @@ def _trainer(
         sample = partial(task_metrics, model, "validation", recipe.evaluation_rows)
         own: dict[str, Any] = {"optimizer": recipe.optimizer, "task_metrics": sample}
         trainer = HfkitTrainer(model, args, recipe.bad_steps, decided, **own, **data)
-    tokens_a_row = splits["train"].tokens / len(rows["train"])
-    flops = roof.training_flops_per_token(model, recipe.sequence_length)
-    speed = Speed(trainer, int(decided["rows_a_step"] * tokens_a_row), flops, decided["roof_flops"] * world_size())
-    watch(trainer, speed, output / "metrics.jsonl")
-    return trainer, rows["test"], speed, decided
+    return trainer, rows["test"]
 
 
 def _merge(recipe: Recipe, tokenizer: Any, output: Path, ids: Any) -> float:
     """Write merged/, and say how far its logits are from the adapter's."""
-    from hfkit.training import adapters
+    from hfkit.model import adapters
 
     drift = adapters.merge(output, output / "merged", recipe.task, recipe.quantization, ids)
     tokenizer.save_pretrained(output / "merged")

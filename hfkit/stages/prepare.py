@@ -4,29 +4,26 @@ import contextlib
 from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 
-from hfkit.bars import Bar
-from hfkit.cores import usable_cores
-from hfkit.data import sources, stdlib
+from hfkit.artifacts.manifest import sha256_of
 from hfkit.data.cleaning import Cleaning, CleanSlice, printable
-from hfkit.data.columns import BadRow, Columns, Kind, Row
+from hfkit.data.columns import BadRow, Columns, Kind
 from hfkit.data.corpus import SPLITS
 from hfkit.data.parquet import ParquetWriters
-from hfkit.data.sources import Slice, Source
+from hfkit.data.sources import reading, stdlib
+from hfkit.data.sources.reading import Slice, Source
 from hfkit.data.workers import Workers
 from hfkit.errors import HfkitError, did_you_mean
-from hfkit.manifest import sha256_of
-from hfkit.planning.work import Chore, Known, Work
-from hfkit.ranks import say
-from hfkit.recipe import Push, RecipePart, StageRecipe
+from hfkit.recipe.fields import Push, RecipePart, StageRecipe
+from hfkit.runtime.bars import Bar
+from hfkit.runtime.cores import usable_cores
+from hfkit.runtime.distributed import say
 
-MAKES, DISTRIBUTED = "data set", False
 SHOWN_BAD_ROWS = 20
 ALONE_CHARACTERS = 16_000_000  # so many are cleaned in this process; others are started for what is beyond
-CLEANED_A_SECOND, PACKED = 6e7, 0.3  # of a plan: bytes cleaned and written, and their share on the disk
 
 
 class BadRows(RecipePart):
@@ -43,6 +40,10 @@ class Split(RecipePart):
 
 class Recipe(StageRecipe):
     """Rows from files, the standard library or the Hub: documents, or the examples of a task."""
+
+    MAKES: ClassVar[str] = "data set"
+    DISTRIBUTED: ClassVar[bool] = False
+    SUMMARY: ClassVar[str] = "Text prepared for training: cleaned, each row once, split by the rows' own hashes."
 
     stage: Literal["prepare"]
     sources: Annotated[list[Source], pydantic.Field(min_length=1)]
@@ -64,12 +65,20 @@ class Recipe(StageRecipe):
     bad_rows: BadRows | None = pydantic.Field(None, description="By default the first unreadable row stops the run.")
     push: Push | None = None
 
+    def external_inputs(self) -> dict[str, Any]:
+        """The content behind the sources, as far as it lies on this machine."""
+        files = [path for source in self.sources if source.files for path in reading.files_of(source)]
+        found: dict[str, Any] = {str(path): sha256_of(path) for path in files}
+        if any(source.builtin for source in self.sources):
+            found["python-stdlib"] = stdlib.version()
+        return found
+
 
 def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> Iterator[tuple[str, str]]:
     for index, source in enumerate(recipe.sources):
         if source.files is not None:
             try:
-                sources.files_of(source)
+                reading.files_of(source)
             except HfkitError as error:
                 yield f"sources.{index}.files", str(error)
         for name in source.columns:
@@ -84,47 +93,6 @@ def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe
             yield key, f"{name}: is not in `columns`, {did_you_mean(name, recipe.columns)}"
     if recipe.labels is not None and not {"label", "labels"} & {*recipe.columns.values()}:
         yield "labels", "no column is a label; write `columns: {<name>: label}`, or `labels` for lists of them"
-
-
-def external(recipe: Recipe) -> dict[str, Any]:
-    """The content behind the sources, as far as it lies on this machine."""
-    files = [path for source in recipe.sources if source.files for path in sources.files_of(source)]
-    found: dict[str, Any] = {str(path): sha256_of(path) for path in files}
-    if any(source.builtin for source in recipe.sources):
-        found["python-stdlib"] = stdlib.version()
-    return found
-
-
-def describe(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> dict[str, Any]:
-    return {"sources": ", ".join(source.builtin or source.files or source.hub or "" for source in recipe.sources)}
-
-
-def work(recipe: Recipe, known: dict[str, Known]) -> Work:
-    from hfkit.planning.sources import Look
-
-    cleaning = _cleaning(recipe)
-
-    def found(row: Row) -> tuple[str, bytes] | None:
-        if cleaning.reason_to_drop(row.values):
-            return None
-        key = cleaning.key(row.values)
-        return cleaning.split_of(row.values, row.group, key), key
-
-    look = Look(cleaning.columns, found, None if recipe.split.by else cleaning.split_of_group)
-    for source in recipe.sources:
-        if source.hub is None:
-            look.at(source)
-    texts, size = look.texts(), sum(look.bytes.values())
-    hubs = [source.hub for source in recipe.sources if source.hub is not None]
-    notes = tuple(f"{hub} is on the Hub: how much it holds is not known here, nor how long it takes" for hub in hubs)
-    memory = 4e7 + 6 * min(size, 2 * ParquetWriters.BATCH_BYTES)
-    return Work(
-        [Chore("preparing", look.seconds + 0.3 + size / CLEANED_A_SECOND, memory)] if size else [],
-        makes=texts if not hubs else None,
-        disk=size * PACKED,
-        notes=notes,
-        is_exact=texts.is_exact and not hubs,
-    )
 
 
 def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
@@ -182,7 +150,7 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     return metrics
 
 
-def _cleaning(recipe: Recipe) -> Cleaning:
+def cleaning_of(recipe: Recipe) -> Cleaning:
     return Cleaning(
         recipe.sources,
         Columns(recipe.columns, recipe.labels),
@@ -196,7 +164,7 @@ def _cleaning(recipe: Recipe) -> Cleaning:
 
 def _clean_slices(recipe: Recipe) -> Generator[CleanSlice, None, None]:
     """The rows of all sources, clean, in the same order on one process as on several."""
-    cleaning, size = _cleaning(recipe), 0
+    cleaning, size = cleaning_of(recipe), 0
     slices = _slices(recipe, cleaning.columns)
     for piece in slices:
         yield (cleaned := cleaning(piece))
@@ -210,7 +178,7 @@ def _slices(recipe: Recipe, columns: Columns) -> Iterator[Slice]:
     # Rows of test and validation come first, so that it is training that loses the duplicates.
     order = {"test": 0, "validation": 1}
     for index, source in sorted(enumerate(recipe.sources), key=lambda pair: order.get(pair[1].into or "", 2)):
-        yield from sources.slices(index, source, columns)
+        yield from reading.slices(index, source, columns)
 
 
 def _refuse_or_keep(row: BadRow, bad_rows: list[BadRow], allowed: BadRows | None) -> None:

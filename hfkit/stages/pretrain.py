@@ -3,20 +3,19 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 
 from hfkit.data import corpus
 from hfkit.data.tokenizer import load_tokenizer
 from hfkit.errors import HfkitError
-from hfkit.evaluation import accept
-from hfkit.planning.work import Known, Texts, Tokens, Work
-from hfkit.ranks import on_main, say, world_size
-from hfkit.recipe import Input, Push, Section, StageRecipe
+from hfkit.metrics.catalogue import scores_of_training
+from hfkit.recipe import limits
+from hfkit.recipe.fields import Input, Push, Section, StageRecipe
+from hfkit.runtime.distributed import on_main, say
 from hfkit.training.settings import TRAIN, AnyOptimizer, BadSteps, Optimizer
 
-MAKES, DISTRIBUTED = "model", True
 BYTES_PER_PARAMETER = 4 * (1 + 3 * 3)  # fp32: the result, and three checkpoints of weights and two moments
 _FROM_TOKENIZER = "it is the tokenizer's"
 
@@ -24,6 +23,10 @@ _FROM_TOKENIZER = "it is the tokenizer's"
 class Recipe(StageRecipe):
     """A decoder trained from scratch. `train:` takes TrainingArguments; what it leaves out follows the defaults there,
     but for: bf16 and torch_compile where they are measured to pay, a log that shows NaN, two checkpoints kept."""
+
+    MAKES: ClassVar[str] = "model"
+    DISTRIBUTED: ClassVar[bool] = True
+    SUMMARY: ClassVar[str] = "A language model, pretrained from scratch."
 
     stage: Literal["pretrain"]
     data: Annotated[str, Input("data set")]
@@ -52,7 +55,7 @@ class Recipe(StageRecipe):
 
 def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> Iterator[tuple[str, str]]:
     """What can be known before a weight is allocated or a row is tokenized."""
-    yield from accept.check_best(recipe.train, accept.of_training("text"))
+    yield from limits.check_best(recipe.train, scores_of_training("text"))
     length, positions = recipe.sequence_length, recipe.model.get("max_position_embeddings")
     if positions is not None and length > positions:
         yield "sequence_length", f"must be at most model.max_position_embeddings={positions}, got {length}; change one"
@@ -77,48 +80,6 @@ def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe
         yield "output_dir", f"{free / 1e6:.1f} MB are free, {needed / 1e6:.1f} are needed; make room or choose another"
 
 
-def external(recipe: Recipe) -> dict[str, Any]:
-    return {}
-
-
-def describe(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> dict[str, Any]:
-    return {"trains": f"a decoder from scratch, {recipe.optimizer.name}", "rows": f"{recipe.sequence_length:,} tokens"}
-
-
-def work(recipe: Recipe, known: dict[str, Known]) -> Work:
-    from hfkit.model import HfkitConfig
-    from hfkit.planning import parts, rows
-    from hfkit.planning.work import Chore, Writing
-    from hfkit.training import report
-
-    tokens, texts = known["tokenizer"], known["data"]
-    defaults: dict[str, Any] = {"max_position_embeddings": recipe.sequence_length}
-    if isinstance(tokens, Tokens):
-        defaults["vocab_size"] = tokens.vocab_size
-    model = parts.model_of(HfkitConfig(**{**defaults, **recipe.model}), tokens)
-    given = texts if isinstance(texts, Texts) else None
-    found = rows.packed(given, model.tokens, recipe.sequence_length, recipe.packing)
-    batch, count = parts.batch_of(recipe.train), len(recipe.prompts or range(3))
-    reads = parts.reading("evaluating", model, found, "validation", batch, "evaluation")
-    training = parts.training(recipe, model, found, reads)
-    test_bytes = given.bytes["test"] if given is not None else 0
-    return Work(
-        [
-            *rows.tokenizing(given, model.tokens, parts.cache_of(recipe), recipe.sequence_length, recipe.packing),
-            training,
-            *parts.reading("evaluating", model, found, "validation", batch),
-            *parts.reading("evaluating", model, found, "test", batch),
-            Chore("xz", 0.05 + (test_bytes * 1e-6 if test_bytes <= report.XZ_LIMIT_BYTES else 0)),
-            Writing("samples", model, count, report.PROMPT_TOKENS, report.NEW_TOKENS, 1, is_generate=True),
-        ],
-        makes=model,
-        disk=parts.weight_bytes(model),
-        cache=parts.cache_bytes(found),
-        notes=parts.not_counted(training, found),
-        is_exact=given is not None and given.is_exact and isinstance(tokens, Tokens) and tokens.is_exact,
-    )
-
-
 def count_parameters(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> int:
     """The parameters of the model that the recipe describes, from the shapes alone."""
     import torch
@@ -135,16 +96,18 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, set_seed
     from transformers.utils import logging
 
-    from hfkit.data.packing import PackedRows, show_row, token_rows
+    from hfkit.data.rows.packing import PackedRows, show_row, token_rows
     from hfkit.model.loading import new_config
-    from hfkit.training import checkpoints, report, roof
-    from hfkit.training.callbacks import Speed, watch
+    from hfkit.reports.training import summary
+    from hfkit.training import saving
     from hfkit.training.decisions import settle
+    from hfkit.training.fit import fit, newest_checkpoint
+    from hfkit.training.samples import continuations, xz_bits_per_byte
     from hfkit.training.trainer import HfkitTrainer, training_arguments
 
     # Data
     logging.disable_progress_bar()  # of writing a few files
-    checkpoint = on_main("resume", lambda: str(checkpoints.newest(output) or ""))
+    checkpoint = newest_checkpoint(output)
     tokenizer = load_tokenizer(places["tokenizer"])
     length, cache = recipe.sequence_length, output.parent / ".cache"
     folder = on_main("tokens", lambda: str(token_rows(places["data"], tokenizer, length, recipe.packing, cache)))
@@ -176,23 +139,13 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
         decided=decided,
         bad_steps=recipe.bad_steps,
     )
-    flops = roof.training_flops_per_token(model, length)
-    speed = Speed(trainer, decided["rows_a_step"] * length, flops, decided["roof_flops"] * world_size())
-    watch(trainer, speed, output / "metrics.jsonl")
-    if checkpoint:
-        say(f"  going on from {checkpoint}")
-    trainer.train(resume_from_checkpoint=checkpoint or None)
+    trained = fit(trainer, output, checkpoint, length, length)
 
     # Result
-    metrics: dict[str, Any] = report.evaluate(trainer, validation_rows, test_rows)
-    metrics["xz_bits_per_byte"] = on_main("xz", lambda: report.xz_bits_per_byte(places["data"]))
-    metrics |= speed.summary() | {
-        "train_seconds": round(trainer.train_seconds, 1),
-        "parameters": model.num_parameters(),
-    }
-    metrics |= {"skipped_steps": trainer.guard.skipped}
-    metrics |= {**decided, "device": args.device.type, "seed": args.seed}
-    metrics["size_bytes"] = report.save(trainer, tokenizer, output)
-    samples = on_main("samples", lambda: report.continuations(output, args.device, recipe.prompts, places["data"]))
-    say(report.summary(metrics, samples, output))
+    metrics: dict[str, Any] = saving.evaluate(trainer, validation_rows, test_rows) | trained
+    metrics["xz_bits_per_byte"] = on_main("xz", lambda: xz_bits_per_byte(places["data"]))
+    metrics["parameters"] = model.num_parameters()
+    metrics["size_bytes"] = saving.save(trainer, tokenizer, output)
+    samples = on_main("samples", lambda: continuations(output, args.device, recipe.prompts, places["data"]))
+    say(summary(metrics, samples, output))
     return metrics | {"samples": [prompt + text for prompt, text in samples]}

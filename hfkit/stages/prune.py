@@ -2,26 +2,29 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 
 from hfkit.compression.settings import Pruning, Recover, check_calibration, check_recover
 from hfkit.errors import refuse
-from hfkit.evaluation import accept
-from hfkit.evaluation.accept import Accept
 from hfkit.evaluation.settings import ScoredRecipe
-from hfkit.planning.work import Known, Model, Texts, Work
-from hfkit.ranks import on_main, say
-from hfkit.recipe import Input, Push, StageRecipe
+from hfkit.metrics.catalogue import scores_of_training
+from hfkit.recipe import limits
+from hfkit.recipe.fields import Input, Push, StageRecipe
+from hfkit.recipe.limits import Accept
+from hfkit.runtime.distributed import on_main, say
 from hfkit.training.settings import TRAIN, BadSteps
 
-MAKES, DISTRIBUTED = "model", True
 PRUNED, NOTE = "pruned", "pruning.json"  # the pruned model while it recovers, and what is known of it
 
 
 class Recipe(ScoredRecipe):
     """A model with weights set to zero, or with fewer layers or channels; with `recover:` trained after that."""
+
+    MAKES: ClassVar[str] = "model"
+    DISTRIBUTED: ClassVar[bool] = True
+    SUMMARY: ClassVar[str] = "A language model that was pruned{recovered}."
 
     stage: Literal["prune"]
     model: Annotated[str, Input("model")]
@@ -57,76 +60,23 @@ def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe
     from hfkit.compression import pruning
     from hfkit.evaluation import checks
 
-    yield from accept.check_best(recipe.train, accept.of_training(recipe.task))
+    yield from limits.check_best(recipe.train, scores_of_training(recipe.task))
     yield from check_calibration(recipe, places, recipe.pruning.needs_data, recipe.pruning.method)
     if recipe.recover is not None:
         yield from check_recover(recipe.recover)
     yield from checks.of_smaller(recipe, places, recipes, pruning.problems_with)
 
 
-def external(recipe: Recipe) -> dict[str, Any]:
-    return {}
-
-
-def describe(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> dict[str, Any]:
-    said = recipe.pruning.model_dump(exclude_none=True)
-    losses = recipe.recover.losses if recipe.recover else []
-    recovery = " + ".join(f"{each.weight:g} {each.loss}" for each in losses) or "none"
-    return {"pruning": ", ".join(f"{key}={value}" for key, value in said.items()), "recovery": recovery}
-
-
-def work(recipe: Recipe, known: dict[str, Known]) -> Work:
-    from hfkit.planning import parts
-    from hfkit.planning.work import Chore, Lengths, Reading, Training
-
-    base, texts = known["model"], known["data"]
-    if not isinstance(base, Model) or not isinstance(texts, Texts):
-        return parts.unknown(recipe.model if not isinstance(base, Model) else recipe.data)
-    whole, model = parts.pruned(base, recipe.pruning)
-    length, models = recipe.sequence_length, {"before": base, "pruned": model}
-    found: list[Any] = [Chore("pruning", parts.QUANTIZING + parts.weight_bytes(whole) / 1e8)]
-    if recipe.pruning.needs_data:
-        looked = Reading("looking at text", whole, recipe.calibration_rows, Lengths((length,), length - 1), 8)
-        found += [looked] * (2 if recipe.pruning.is_mask else 1)
-    cache = 0.0
-    if recipe.recover is not None and recipe.train is not None:
-        made = parts.training_rows(recipe, texts, base.tokens, True, recipe.recover.packing)
-        batch, losses = parts.batch_of(recipe.train), tuple(recipe.recover.losses)
-        teacher = whole if recipe.recover.has_teacher else None
-        reads = tuple(parts.reading("evaluating", model, made, "validation", batch, "evaluation"))
-        count, lengths = parts.row_lengths(made, recipe)
-        training = Training(
-            "training",
-            model,
-            recipe.train,
-            count,
-            lengths,
-            recipe.recover.optimizer.name,
-            "sdpa",
-            reads,
-            teacher,
-            losses,
-        )
-        found += [*parts.making_rows(recipe, texts, base.tokens, recipe.recover.packing), training]
-        models["recovered"], cache = model, parts.cache_bytes(made)
-    return Work(
-        [*found, *parts.measuring(recipe, models, texts), Chore("scores and intervals", parts.SCORING)],
-        makes=model,
-        disk=2 * parts.weight_bytes(model),
-        cache=cache,
-        is_exact=parts.are_exact(texts, base.tokens),
-    )
-
-
 def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     from transformers.utils import logging
 
     from hfkit.compression import pruning
-    from hfkit.evaluation import checks, outcomes
+    from hfkit.data import corpus
+    from hfkit.evaluation import checks
 
     # Everything that can be wrong with what is there now, before a weight is loaded
     logging.disable_progress_bar()
-    rows = outcomes.rows_of(recipe, places["data"])
+    rows = corpus.read_split(places["data"], recipe.split, recipe.limit)
     refuse(pruning.problems_with(recipe, places["model"]))
     checks.refuse(recipe, rows, {"model": places["model"]})
 
@@ -152,7 +102,7 @@ def _prune(recipe: Recipe, places: dict[str, str], rows: list[dict[str, Any]], o
     """Make the folder of the pruned model, unless this recipe's is there. Returns what is to be said of it."""
     import shutil
 
-    from hfkit import manifest
+    from hfkit.artifacts import manifest
     from hfkit.compression import calibration, pruning
     from hfkit.compression.whole import whole
     from hfkit.data.chat import set_generation_ids
@@ -188,13 +138,14 @@ def _close(
     """Measure the models, and leave the last one alone in the folder."""
     import shutil
 
-    from hfkit.evaluation import comparison, comparison_report
+    from hfkit.evaluation import comparison
+    from hfkit.reports import comparison as report
 
     found = comparison.compared(recipe, rows, models)
-    say(comparison_report.screen(found))
+    say(report.screen(found))
     metrics = comparison.beside_base(found, recipe.accept) | facts
     if recipe.recover is not None:
-        scores = comparison_report.score_names(found["models"][1])
+        scores = report.score_names(found["models"][1])
         metrics |= {f"unrecovered_{name}": found["models"][1][name] for name in scores}
     else:
         for path in (output / PRUNED).iterdir():

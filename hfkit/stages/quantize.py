@@ -3,24 +3,26 @@
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 
 from hfkit.compression.settings import check_calibration
 from hfkit.errors import refuse
-from hfkit.evaluation.accept import Accept
 from hfkit.evaluation.settings import ScoredRecipe
-from hfkit.planning.work import Known, Model, Texts, Work
-from hfkit.ranks import say
-from hfkit.recipe import Input, Push, Section, StageRecipe
+from hfkit.recipe.fields import Input, Push, Section, StageRecipe
+from hfkit.recipe.limits import Accept
+from hfkit.runtime.distributed import say
 
-MAKES, DISTRIBUTED = "model", False
 _BY_HFKIT = "it is made of `calibration`"
 
 
 class Recipe(ScoredRecipe):
     """A model whose weights have few bits. An adapter is merged into its base first. The head stays whole."""
+
+    MAKES: ClassVar[str] = "model"
+    DISTRIBUTED: ClassVar[bool] = False
+    SUMMARY: ClassVar[str] = "A language model whose weights were quantized."
 
     stage: Literal["quantize"]
     model: Annotated[str, Input("model")]
@@ -59,51 +61,19 @@ def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe
     yield from checks.of_smaller(recipe, places, recipes, quantization.problems_with)
 
 
-def external(recipe: Recipe) -> dict[str, Any]:
-    return {}
-
-
-def describe(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> dict[str, Any]:
-    scheme = ", ".join(f"{key}={value}" for key, value in recipe.quantization.items())
-    return {"method": recipe.method, "scheme": scheme, "scored by": ", ".join(recipe.chosen)}
-
-
-def work(recipe: Recipe, known: dict[str, Known]) -> Work:
-    import dataclasses
-
-    from hfkit.planning import parts
-    from hfkit.planning.work import Chore
-
-    base, texts = known["model"], known["data"]
-    if not isinstance(base, Model) or not isinstance(texts, Texts):
-        return parts.unknown(recipe.model if not isinstance(base, Model) else recipe.data)
-    whole = dataclasses.replace(base, lora=None)
-    model = dataclasses.replace(whole, method=recipe.method, quantization=recipe.quantization)
-    notes = () if recipe.method == "bitsandbytes" else (f"{recipe.method}: the quantization itself is not counted",)
-    return Work(
-        [
-            Chore("quantizing", parts.QUANTIZING + parts.weight_bytes(whole) / 1e8, 2 * parts.weight_bytes(whole)),
-            *parts.measuring(recipe, {"before": base, "quantized": model}, texts),
-            Chore("scores and intervals", parts.SCORING),
-        ],
-        makes=model,
-        disk=parts.weight_bytes(model),
-        notes=notes,
-        is_exact=parts.are_exact(texts, base.tokens),
-    )
-
-
 def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     from transformers.utils import logging
 
     from hfkit.compression import calibration, quantization
     from hfkit.compression.whole import whole
+    from hfkit.data import corpus
     from hfkit.data.tokenizer import load_tokenizer
-    from hfkit.evaluation import checks, comparison, comparison_report, outcomes
+    from hfkit.evaluation import checks, comparison
+    from hfkit.reports import comparison as report
 
     # Everything that can be wrong with what is there now, before a weight is loaded
     logging.disable_progress_bar()
-    rows = outcomes.rows_of(recipe, places["data"])
+    rows = corpus.read_split(places["data"], recipe.split, recipe.limit)
     refuse(quantization.problems_with(recipe, places["model"]))
     checks.refuse(recipe, rows, {"model": places["model"]})
     found = calibration.texts_of(recipe, places, rows) if recipe.calibration is not None else []
@@ -121,5 +91,5 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
 
     # Beside the model that it was
     result = comparison.compared(recipe, rows, {"before": places["model"], "quantized": str(output)})
-    say(comparison_report.screen(result))
+    say(report.screen(result))
     return comparison.beside_base(result, recipe.accept) | facts | drift

@@ -1,35 +1,35 @@
 """Train a tokenizer on prepared text, and report how well it fits text that it has not seen."""
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import pydantic
 
-from hfkit.bars import Bar
 from hfkit.data import corpus
 from hfkit.data.chat import TEMPLATES
 from hfkit.errors import HfkitError
-from hfkit.planning.work import Chore, Known, Texts, Tokens, Work
-from hfkit.ranks import is_terminal, say
-from hfkit.recipe import Input, Push, StageRecipe
+from hfkit.recipe.fields import Input, Push, StageRecipe
+from hfkit.runtime.bars import Bar
+from hfkit.runtime.distributed import is_terminal, say
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-MAKES, DISTRIBUTED = "tokenizer", False
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 SPECIAL_TOKENS = [PAD, BOS, EOS, UNK, TURN_START, TURN_END]
 REPORT_BYTES = 2_000_000
-LOADING, GROWTH = 1.0, 0.7  # of a plan: seconds around the training, whose time grows with the text to this power
 
 
 class Recipe(StageRecipe):
     """A tokenizer trained on the train split of prepared data."""
+
+    MAKES: ClassVar[str] = "tokenizer"
+    DISTRIBUTED: ClassVar[bool] = False
+    SUMMARY: ClassVar[str] = "A tokenizer, trained on the training split of its data."
 
     stage: Literal["tokenizer"]
     data: Annotated[str, Input("data set")]
@@ -56,33 +56,6 @@ def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe
         yield "vocab_size", rule
     if problem := corpus.problem_with(places["data"]):
         yield "data", problem
-
-
-def external(recipe: Recipe) -> dict[str, Any]:
-    return {}
-
-
-def describe(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> dict[str, Any]:
-    return {"vocabulary": f"{recipe.vocab_size:,} tokens, {recipe.algorithm}"}
-
-
-def work(recipe: Recipe, known: dict[str, Known]) -> Work:
-    texts = known["data"]
-    sample = [row["text"] for row in texts.sample if "text" in row] if isinstance(texts, Texts) else []
-    if not isinstance(texts, Texts) or not sample:
-        notes = ("how long it takes is not known, as the data is not",)
-        return Work([], makes=Tokens(recipe.vocab_size, None, False), notes=notes, is_exact=False)
-    begun = time.perf_counter()
-    backend = train(recipe, iter(sample), is_shown=False)
-    taken, looked = time.perf_counter() - begun, sum(len(text.encode()) for text in sample)
-    size = min(texts.bytes["train"], recipe.sample_bytes)
-    memory = 6e7 + 15 * min(size, 1e8)
-    return Work(
-        [Chore("training", LOADING + taken * max(size / looked, 1.0) ** GROWTH, memory)],
-        makes=Tokens(recipe.vocab_size, wrapped(backend), False),
-        disk=100.0 * recipe.vocab_size,
-        is_exact=texts.is_exact,
-    )
 
 
 def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 from transformers import Trainer, TrainingArguments
 
-from hfkit import stopping
 from hfkit.errors import HfkitError
-from hfkit.ranks import is_main, say
+from hfkit.runtime import signals
+from hfkit.runtime.distributed import is_main, say
 from hfkit.training import checkpoints
 from hfkit.training.settings import BadSteps
 
@@ -97,7 +97,7 @@ class GuardedTrainer(Trainer):
         loss = self._tr_loss - self._loss_at_step_begin
         norm = torch.as_tensor(grad_norm, device=loss.device, dtype=torch.float32)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        is_asked = torch.tensor(stopping.requested() is not None, device=loss.device)
+        is_asked = torch.tensor(signals.requested() is not None, device=loss.device)
         seen = torch.stack([loss.isnan(), loss.isinf(), norm.isnan(), norm.isinf(), is_asked]).float()
         share = norm.nan_to_num(0.0, 0.0, 0.0) / self.args.world_size
         *flags, mean_norm = self.accelerator.reduce(torch.cat([seen, share[None]]), "sum").tolist()

@@ -15,9 +15,9 @@ from transformers import (
     TrainingArguments,
 )
 
-from hfkit import manifest
-from hfkit.bars import duration
-from hfkit.ranks import is_terminal, say
+from hfkit.artifacts import manifest
+from hfkit.runtime.bars import duration
+from hfkit.runtime.distributed import is_terminal, say
 from hfkit.training.resumable import ResumableTrainer
 
 

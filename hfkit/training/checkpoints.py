@@ -18,10 +18,10 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from hfkit import manifest
-from hfkit.cores import usable_cores
+from hfkit.artifacts import manifest
 from hfkit.errors import HfkitError
-from hfkit.ranks import is_main, of_all, on_main, say
+from hfkit.runtime.cores import usable_cores
+from hfkit.runtime.distributed import is_main, of_all, on_main, say
 
 DESCRIPTION = "checkpoint.json"
 _NAME = re.compile(r"checkpoint-(\d+)")

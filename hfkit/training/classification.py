@@ -6,10 +6,12 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from hfkit.bars import Bar
-from hfkit.data.examples import Examples
-from hfkit.evaluation import classes, load_metric, scoring
-from hfkit.evaluation.base import Statistics
+from hfkit.data.rows.examples import Examples
+from hfkit.inference import classes
+from hfkit.metrics import scoring
+from hfkit.metrics.base import Statistics
+from hfkit.metrics.catalogue import load_metric
+from hfkit.runtime.bars import Bar
 from hfkit.training.compilation import uncompiled
 from hfkit.training.progress import own_random_numbers
 from hfkit.training.resumable import ResumableTrainer, StoppedInEvaluation

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, TrainingArguments, default_data_collator
 
-from hfkit import manifest
+from hfkit.artifacts import manifest
 from hfkit.errors import HfkitError
-from hfkit.ranks import on_main, say
+from hfkit.runtime.devices import fastest_precision, matmul_flops
+from hfkit.runtime.distributed import on_main, say
 from hfkit.training.optimizers import fastest_orthogonalization
-from hfkit.training.roof import fastest_precision, matmul_flops
 from hfkit.training.trainer import training_arguments
 
 Collate = Callable[[list[Any]], dict[str, torch.Tensor]]

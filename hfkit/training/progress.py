@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from hfkit import manifest
+from hfkit.artifacts import manifest
 
 
 @dataclasses.dataclass

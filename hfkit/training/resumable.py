@@ -12,9 +12,10 @@ from transformers import TrainerControl, TrainingArguments
 from transformers.trainer import _is_peft_model
 from transformers.trainer_utils import TrainOutput
 
-from hfkit import manifest, stopping
+from hfkit.artifacts import manifest
 from hfkit.errors import HfkitError
-from hfkit.ranks import on_main, say
+from hfkit.runtime import signals
+from hfkit.runtime.distributed import on_main, say
 from hfkit.training import checkpoints, trackers
 from hfkit.training.bad_steps import GuardedTrainer, StepGuard
 from hfkit.training.compilation import compiled_layers
@@ -23,7 +24,7 @@ from hfkit.training.progress import Progress, load_progress, save_progress
 from hfkit.training.settings import BadSteps
 
 
-class StoppedInEvaluation(stopping.Stopped):
+class StoppedInEvaluation(signals.Stopped):
     """Evaluation was left: the run commits the step before it, and evaluates when it goes on."""
 
 
@@ -75,7 +76,7 @@ class ResumableTrainer(GuardedTrainer):
         self._resume_from = Path(resume_from_checkpoint) if isinstance(resume_from_checkpoint, str) else None
         self._begun = time.perf_counter()
         try:
-            with stopping.patient(), compiled_layers(self.model, self.decided.get("torch_compile") == "layers"):
+            with signals.patient(), compiled_layers(self.model, self.decided.get("torch_compile") == "layers"):
                 output = super().train(resume_from_checkpoint, *args, **kwargs)
                 self._wait_for_commit()
                 self.train_seconds += time.perf_counter() - self._begun
@@ -203,7 +204,7 @@ class ResumableTrainer(GuardedTrainer):
 
     def _agree_to_stop(self) -> bool:
         """Whether any process was asked to stop."""
-        is_asked = stopping.requested() is not None
+        is_asked = signals.requested() is not None
         if self.args.world_size == 1:
             return is_asked
         return bool(self.accelerator.reduce(torch.tensor(float(is_asked), device=self.args.device), "sum").item())
@@ -237,10 +238,10 @@ class ResumableTrainer(GuardedTrainer):
                 int(best.rpartition("-")[2]) if best else None,
             )
         if self._is_stopping or self._agree_to_stop():
-            name = stopping.requested() or "a signal to another process"
+            name = signals.requested() or "a signal to another process"
             is_there = self._wait_for_commit()
             kept = f"the checkpoint of step {step} is committed" if is_there else f"step {step} could not be saved"
-            raise stopping.Stopped(f"{name}: {kept}")
+            raise signals.Stopped(f"{name}: {kept}")
 
     def _wait_for_commit(self) -> bool:
         return self._commit is None or self._commit.wait()

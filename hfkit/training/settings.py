@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
-from hfkit.recipe import RecipePart, Section
+from hfkit.recipe.fields import RecipePart, Section
 
 # The fields of TrainingArguments that hfkit sets itself, or that would break what it promises.
 TRAIN = Section(

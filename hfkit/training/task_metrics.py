@@ -8,12 +8,10 @@ from transformers import PreTrainedTokenizerBase
 from hfkit.data import corpus
 from hfkit.data.tasks import check_answers, reference
 from hfkit.errors import HfkitError
-from hfkit.evaluation import scoring
-from hfkit.evaluation.generation import answers, generation_of
-from hfkit.evaluation.inputs import prompts_of
-from hfkit.ranks import on_main
-
-SCORES = ("rouge1", "rouge2", "rougeL", "bleu", "exact_match")
+from hfkit.inference.generation import answers, generation_of, prompts_of
+from hfkit.metrics import scoring
+from hfkit.metrics.catalogue import CATALOGUE, of_answers
+from hfkit.runtime.distributed import on_main
 
 
 class TaskMetrics:
@@ -48,8 +46,10 @@ def refuse_rows(recipe: Any, data: str, tokenizer: PreTrainedTokenizerBase) -> N
 
 def score(predictions: list[str], references: list[list[str]], intervals: bool = False) -> dict[str, float]:
     """ROUGE (0 to 1), BLEU (0 to 100) and exact match (0 to 1); with `_low` and `_high` their 95 % intervals."""
-    found = scoring.statistics(["rouge", "bleu", "exact_match"], predictions, references)
+    kept = of_answers()
+    metrics = [each.name for each in CATALOGUE if each.in_training]
+    found = scoring.statistics(metrics, predictions, references)
     known = scoring.scores(found) if intervals else {}
     for name, each in found.items():
         known |= {name if key == "score" else key: float(value) for key, value in each.scores().items()}
-    return {name: value for name, value in known.items() if name.removesuffix("_low").removesuffix("_high") in SCORES}
+    return {name: value for name, value in known.items() if name.removesuffix("_low").removesuffix("_high") in kept}

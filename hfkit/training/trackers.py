@@ -7,8 +7,8 @@ from pathlib import Path
 
 from transformers import TrainingArguments
 
-from hfkit import manifest
-from hfkit.ranks import is_main
+from hfkit.artifacts import manifest
+from hfkit.runtime.distributed import is_main
 
 _given: set[str] = set()  # names of the variables set here
 

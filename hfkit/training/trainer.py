@@ -11,12 +11,12 @@ from torch import nn
 from torch.nn import functional
 from transformers import TrainingArguments
 
-from hfkit.bars import Bar
-from hfkit.data import learned
-from hfkit.data.packing import IGNORED, PackedRows
+from hfkit.data.rows import learned
+from hfkit.data.rows.packing import IGNORED, PackedRows
 from hfkit.errors import HfkitError
-from hfkit.evaluation.intervals import bootstrap
+from hfkit.metrics.intervals import bootstrap
 from hfkit.model.heads import causal_of, compute_loss_with, is_plain
+from hfkit.runtime.bars import Bar
 from hfkit.training.chunked_head import chunk_tokens, chunked_head
 from hfkit.training.compilation import uncompiled
 from hfkit.training.optimizers import MuonWithAdamW, kinds_of

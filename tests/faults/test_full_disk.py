@@ -112,7 +112,7 @@ def test_filled_in_a_save(ledger: Ledger, small: Callable[[str], World], uninter
     fill_and_free(ledger, small("8m"), uninterrupted, {"save": 8, "write": write})
 
 
-@pytest.mark.parametrize("scope", ["hfkit.training.report:save", "hfkit.runner:_finish"])
+@pytest.mark.parametrize("scope", ["hfkit.training.saving:save", "hfkit.engine.runner:_finish"])
 @pytest.mark.parametrize("write", [1, 3, 5])
 def test_filled_at_the_end(
     ledger: Ledger, small: Callable[[str], World], uninterrupted: Result, scope: str, write: int

@@ -111,7 +111,9 @@ def kill_in_scope(ledger: Ledger, new: NewWorld, start: World, scope: str, write
         world.ends_as(expected)
 
 
-@pytest.mark.parametrize("scope", ["hfkit.training.report:save", "hfkit.runner:_finish", "hfkit.runner:_start"])
+@pytest.mark.parametrize(
+    "scope", ["hfkit.training.saving:save", "hfkit.engine.runner:_finish", "hfkit.engine.runner:_start"]
+)
 def test_killed_between_any_two_writes_of_the_end(
     ledger: Ledger, new: NewWorld, base: World, stopped: World, uninterrupted: Result, scope: str
 ) -> None:
@@ -124,7 +126,7 @@ def test_killed_between_any_two_writes_of_the_end(
 
 def test_killed_while_data_and_tokenizer_are_made(ledger: Ledger, new: NewWorld, base: World) -> None:
     """Folders of one process appear whole or not at all."""
-    scope, command = "hfkit.runner:_make", [*HFKIT[:-1], "recipes/tokenizer.yaml"]
+    scope, command = "hfkit.engine.runner:_make", [*HFKIT[:-1], "recipes/tokenizer.yaml"]
 
     def unmade() -> World:
         world = new()

@@ -1,0 +1,143 @@
+"""Where a folder comes from: everything that it was made of, back to the raw data, and whether that is still so."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hfkit.artifacts import manifest
+from hfkit.errors import HfkitError
+
+
+def record(place: str, digest: str | None = None) -> dict[str, Any]:
+    """What a manifest keeps of an input: the whole of what that was made of, so that it is known when it is gone.
+
+    Args:
+        place: a folder, or an id on the Hub, of which the revision in the cache is kept.
+        digest: of the content of a folder that hfkit did not make.
+    """
+    if not Path(place).is_dir():
+        revisions = (revision_of(place, kind) for kind in ("model", "dataset"))
+        return {"place": place, "stage": None, "digest": None, "revision": next(filter(None, revisions), None)}
+    made = manifest.read_json(Path(place))
+    if made is None:
+        return {"place": place, "stage": None, "digest": digest}
+    found = {"place": place, "stage": made["stage"], "digest": made.get("digest")}
+    external = made["made_from"].get("external")  # digests of raw files, versions of sources
+    return found | {key: value for key, value in (("inputs", made["inputs"]), ("external", external)) if value}
+
+
+def revision_of(place: str, kind: str = "model", revision: str = "main") -> str | None:
+    """The commit that a branch of a repository stood at when it was last loaded; None where that is not known."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    reference = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=place, repo_type=kind) / "refs" / revision
+    return reference.read_text().strip() if reference.is_file() else None
+
+
+def pushed_to(entry: dict[str, Any]) -> dict[str, Any] | None:
+    """Where the very content that a manifest names as an input lies on the Hub, as far as this machine knows."""
+    made = manifest.read_json(Path(entry["place"])) if Path(entry["place"]).is_dir() else None
+    return made.get("pushed") if made is not None and made.get("digest") == entry["digest"] else None
+
+
+# ---- for a person
+
+
+def of(folder: Path) -> str:
+    """The lineage of a folder, held against what is on disk now.
+
+    Raises:
+        HfkitError: if hfkit did not make it, or it is not finished.
+    """
+    made = manifest.read_json(folder)
+    if made is None:
+        raise HfkitError(f"{folder}: holds no {manifest.MANIFEST}; name a finished output_dir, such as runs/pretrain")
+    return tree(str(folder), made, is_checked=True)
+
+
+def tree(folder: str, made: dict[str, Any], is_checked: bool = False) -> str:
+    """The lineage as lines of text.
+
+    Args:
+        folder: what the root is called.
+        made: its manifest, or what will be one.
+        is_checked: say of each folder whether it is still on disk as it was, which reads all of its files.
+    """
+    checks: dict[str, str] = {}
+    note = f"  {_check(folder, made.get('digest'), checks)}" if is_checked else ""
+    lines = [f"{folder}  {made['stage']}{_short(made.get('digest'))}{note}"]
+    return "\n".join([*lines, *_branches(made, "", checks if is_checked else None, set())])
+
+
+def _branches(
+    entry: dict[str, Any], indent: str, checks: dict[str, str] | None, seen: set[tuple[str, str | None]]
+) -> Iterator[str]:
+    """The inputs of an entry, each with its own; what stands above already is named alone."""
+    entries = list(entry.get("inputs", {}).items())
+    raw = list(entry.get("external", entry.get("made_from", {}).get("external", {})).items())
+    for number, (key, value) in enumerate([*entries, *raw], 1):
+        is_last = number == len(entries) + len(raw)
+        mark, deeper = ("└─ ", "   ") if is_last else ("├─ ", "│  ")
+        if not isinstance(value, dict):
+            note = "" if checks is None else _check_raw(key, str(value))
+            yield f"{indent}{mark}{key}{_short(str(value)) if _is_digest(value) else f'  {value}'}{note}"
+            continue
+        name = (value["place"], value.get("digest"))
+        is_known = name in seen and bool(value.get("inputs") or value.get("external"))
+        seen.add(name)
+        note = "" if checks is None else f"  {_check(*name, checks)}"
+        yield f"{indent}{mark}{key}: {_described(value)}{note}{'  (as above)' if is_known else ''}"
+        if not is_known:
+            yield from _branches(value, indent + deeper, checks, seen)
+
+
+def _described(entry: dict[str, Any]) -> str:
+    words = [entry["place"], entry["stage"] or "", _short(entry["digest"]).strip()]
+    if entry.get("revision"):
+        words.append(f"revision {entry['revision'][:12]}")
+    if pushed := pushed_to(entry):
+        words.append(f"on the Hub {pushed['repo']} at {pushed['commit'][:12]}")
+    return "  ".join(word for word in words if word)
+
+
+def _short(digest: str | None) -> str:
+    return f"  sha256 {digest[:12]}" if digest else ""
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and len(value) == 64
+
+
+def _check(place: str, digest: str | None, checks: dict[str, str]) -> str:
+    """What has become of a folder since, which is looked at once."""
+    if place not in checks:
+        checks[place] = _now(Path(place))
+    if digest is None or checks[place] in ("", digest):
+        return "ok" if checks[place] else ""
+    return f"CHANGED: {checks[place]}" if " " in checks[place] else f"CHANGED: its sha256 is {checks[place][:12]} now"
+
+
+def _now(folder: Path) -> str:
+    """The digest of a folder on disk, or what is wrong with it in words; nothing of an id on the Hub."""
+    if not folder.is_dir():
+        return "it is gone" if folder.parts[0] in (".", "..", "runs", folder.anchor) else ""
+    try:
+        made = manifest.read_json(folder)
+    except HfkitError:
+        return f"its {manifest.MANIFEST} cannot be read"
+    if made is None:
+        return manifest.digest_of(manifest.describe_files(folder))
+    changed = manifest.changed_files(folder, made)
+    differ = "differs" if len(changed) == 1 else "differ"
+    return f"{', '.join(changed)} {differ} from its {manifest.MANIFEST}" if changed else made["digest"]
+
+
+def _check_raw(key: str, value: str) -> str:
+    path = Path(key)
+    if not _is_digest(value):
+        return ""
+    if not path.exists():
+        return "  CHANGED: it is gone"
+    now = manifest.sha256_of(path) if path.is_file() else manifest.digest_of(manifest.describe_files(path))
+    return "  ok" if now == value else f"  CHANGED: its sha256 is {now[:12]} now"

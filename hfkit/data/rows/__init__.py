@@ -1,0 +1,1 @@
+"""Rows of tokens: what a model is given."""

@@ -1,0 +1,254 @@
+"""Which recipes must run first: the graph that the recipes are, read and checked."""
+
+import dataclasses
+import hashlib
+import importlib
+import json
+import pkgutil
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from hfkit import stages
+from hfkit.artifacts import manifest
+from hfkit.data.guess import USUAL, guess, is_data_file
+from hfkit.errors import HfkitError, did_you_mean
+from hfkit.recipe import yaml_source
+from hfkit.recipe.fields import Input, StageRecipe, marked
+from hfkit.recipe.validation import validate
+from hfkit.runtime.distributed import say
+
+_HUB_ID = re.compile(r"(?!runs/)[\w.-]+(/[\w.-]+)?")
+_PATH = re.compile(r"[./~]|.*\.(jsonl?|csv|tsv|parquet|txt|md|py|gz|zst|zip|ya?ml|safetensors|gguf)$")
+
+
+@dataclasses.dataclass
+class Node:
+    """One recipe of the graph, checked, with what it needs."""
+
+    source: yaml_source.Source
+    stage: ModuleType
+    recipe: StageRecipe
+    inputs: dict[str, "Node | str"]  # key -> the recipe that makes it, or a folder or Hub id as it was written
+    made_from: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def output_dir(self) -> Path:
+        return Path(self.recipe.output_dir or f"runs/{self.source.path.stem}").expanduser()
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(json.dumps(self.made_from, sort_keys=True).encode()).hexdigest()
+
+    def places(self) -> dict[str, str]:
+        """Where each input lies: a folder, or an id on the Hub."""
+        return {key: str(value.output_dir) if isinstance(value, Node) else value for key, value in self.inputs.items()}
+
+
+def stage_names() -> list[str]:
+    return [module.name for module in pkgutil.iter_modules(stages.__path__)]
+
+
+def load_stage(name: str) -> ModuleType:
+    return importlib.import_module(f"hfkit.stages.{name}")
+
+
+# ---- reading and checking the graph
+
+
+def resolve(path: Path, overrides: Sequence[str] = ()) -> Node:
+    """The graph that ends in the recipe at `path`, with every recipe of it read and checked.
+
+    Raises:
+        HfkitError: with every mistake of every recipe.
+    """
+    problems: list[str] = []
+    node = _resolve(path, overrides, {}, [], problems)
+    if problems or node is None:
+        raise HfkitError(*dict.fromkeys(problems))
+    folders: dict[Path, Path] = {}
+    for each in in_order(node):
+        other = folders.setdefault(each.output_dir.resolve(), each.source.path)
+        if other != each.source.path:
+            raise HfkitError(f"{each.source.path}: output_dir={each.output_dir}: {other} writes there too; change one")
+    return node
+
+
+def _resolve(
+    path: Path, overrides: Sequence[str], known: dict[Path, Node | None], above: list[Path], problems: list[str]
+) -> Node | None:
+    place = path.resolve()
+    if place in above:
+        chain = " -> ".join(item.name for item in [*above[above.index(place) :], place])
+        problems.append(f"{path}: needs its own result ({chain}); name a folder instead of one of these recipes")
+        return None
+    if place not in known:
+        known[place] = None
+        try:
+            source = yaml_source.read(path, overrides)
+            name = source.values["stage"]
+            if name not in stage_names():
+                hint = did_you_mean(name, stage_names())
+                raise HfkitError(source.problem(("stage",), f"there is no stage {name!r}, {hint}"))
+            stage = load_stage(name)
+            before = len(problems)
+            inputs = _resolve_inputs(source, stage.Recipe, known, [*above, place], problems)
+            node = Node(source, stage, validate(source, stage.Recipe), inputs)
+            if len(problems) == before:
+                _checked(node)
+                known[place] = node
+        except HfkitError as error:
+            problems.extend(error.problems)
+    return known[place]
+
+
+def _resolve_inputs(
+    source: yaml_source.Source,
+    recipe_class: type[StageRecipe],
+    known: dict[Path, Node | None],
+    above: list[Path],
+    problems: list[str],
+) -> dict[str, Node | str]:
+    """Each input that the recipe names: the recipe behind it where it is one, else the folder or id as written."""
+    inputs: dict[str, Node | str] = {}
+    for name, marker in marked(recipe_class, Input).items():
+        given = source.values.get(name)
+        # A list of inputs has the keys `models.0`, `models.1` ...
+        several = {f"{name}.{index}": each for index, each in enumerate(given)} if isinstance(given, list) else {}
+        for key, value in (several or {name: given}).items():
+            if isinstance(value, str):
+                value = str(Path(value).expanduser()) if value.startswith("~") else value
+                if marker.kind == "data set" and is_data_file(value) and manifest.read_json(Path(value)) is None:
+                    found: Node | str | None = _implicit(source, key, value, known, problems)
+                else:
+                    found = _resolve_input(source, key, value, marker, known, above, problems)
+                inputs |= {} if found is None else {key: found}
+    return inputs
+
+
+def _resolve_input(
+    source: yaml_source.Source,
+    key: str,
+    value: str,
+    marker: Input,
+    known: dict[Path, Node | None],
+    above: list[Path],
+    problems: list[str],
+) -> Node | str | None:
+    place = tuple(map(_part, key.split(".")))
+    if value.endswith((".yaml", ".yml")):
+        beside = source.path.parent / value
+        path = beside if beside.exists() else Path(value)
+        if not path.exists():
+            rule = f"there is no such recipe, neither in {source.path.parent} nor here; write it, or name a folder"
+            problems.append(source.problem(place, f"{value}: {rule}"))
+        needed = _resolve(path, (), known, above, problems) if path.exists() else None
+        if needed is None:
+            return None
+        found: Node | str = needed
+        kind = needed.recipe.MAKES
+    else:
+        made = manifest.read_json(Path(value))
+        found, kind = value, load_stage(made["stage"]).Recipe.MAKES if made else marker.kind
+        is_path = _PATH.match(value) or ("/" in value and Path(value).parent.is_dir())
+        if not Path(value).exists() and (is_path or not _HUB_ID.fullmatch(value)):
+            near = did_you_mean(Path(value).name, [each.name for each in Path(value).parent.glob("*")])
+            rule = f"there is no such folder, {near}; name a folder, a recipe (x.yaml) or an id on the Hub"
+            problems.append(source.problem(place, f"{value}: {rule}"))
+    if kind != marker.kind:
+        name = key.split(".")[0]
+        problems.append(source.problem(place, f"{value}: is a {kind}, but {name} must be a {marker.kind}"))
+    return found
+
+
+def _implicit(
+    source: yaml_source.Source, key: str, files: str, known: dict[Path, Node | None], problems: list[str]
+) -> Node | None:
+    """The preparation of data files that stand where a data set is asked for, with its defaults.
+
+    What the recipe does not say of their columns is taken from their names, and set in it.
+    """
+    task = source.values.get("task", "text")
+    stage = load_stage("prepare")
+    try:
+        found = guess(files, task, source.values) if task in USUAL else None
+    except HfkitError as error:
+        problems.append(source.problem((key,), str(error)))
+        return None
+    if found is None:  # what is wrong with the task is told elsewhere
+        return None
+    source.values |= found.keys
+    column = {} if found.names.get("text", "text") == "text" else {"text": found.names["text"]}
+    kinds = {"text": "text"} if task == "text" else found.columns
+    values = {"stage": "prepare", "sources": [{"files": files, **column}], "columns": kinds}
+    name = ".".join([re.sub(r"[^\w.-]+", "-", files).strip("-."), "-".join(kinds)])
+    place = Path("runs", name)
+    if (made := known.get(place)) is not None:
+        return made
+    recipe = stage.Recipe.model_validate({**values, "output_dir": str(place)})
+    node = Node(yaml_source.Source(Path(files), values), stage, recipe, {})
+    if found.names:
+        say(f"{files}: " + ", ".join(f"{key} is {columns}" for key, columns in found.names.items()))
+    try:
+        known[place] = _checked(node)
+    except HfkitError as error:
+        problems.extend(error.problems)
+    return known.get(place)
+
+
+def _checked(node: Node) -> Node:
+    """The node, checked, with what it is made from. What stands there made from the same was checked when it was made:
+    to know that it is up to date, no library has to be loaded."""
+    try:
+        node.made_from = _made_from(node)
+    except HfkitError:
+        _check(node)  # which tells the key
+        raise
+    if (manifest.read_json(node.output_dir) or {}).get("made_from") != node.made_from:
+        _check(node)
+    return node
+
+
+def _check(node: Node) -> None:
+    """What the stage itself checks: one setting against another, and against what the inputs are known to be."""
+    recipes = {key: value.recipe for key, value in node.inputs.items() if isinstance(value, Node)}
+    found = node.stage.check(node.recipe, node.places(), recipes)
+    problems = [node.source.problem(tuple(map(_part, key.split("."))), text) for key, text in found]
+    if problems:
+        raise HfkitError(*problems)
+
+
+def _part(text: str) -> str | int:
+    return int(text) if text.isdigit() else text
+
+
+def _made_from(node: Node) -> dict[str, Any]:
+    """What the result depends on: compared with what a folder on disk was made from."""
+    inputs = {key.split(".")[0] for key in node.inputs}
+    written = node.recipe.model_dump(mode="json", exclude_defaults=True, exclude={"output_dir", "push", *inputs})
+    fingerprints = {}
+    for key, value in node.inputs.items():
+        if isinstance(value, Node):
+            fingerprints[key] = value.fingerprint
+        else:
+            made = manifest.read_json(Path(value)) if Path(value).is_dir() else {}
+            folder = made or {"fingerprint": manifest.digest_of(manifest.describe_files(Path(value)))}
+            fingerprints[key] = folder["fingerprint"] if Path(value).is_dir() else f"hub:{value}"
+    return {"recipe": written, "inputs": fingerprints, "external": node.recipe.external_inputs()}
+
+
+def in_order(node: Node) -> Iterator[Node]:
+    """The recipes of the graph, each once, inputs first."""
+    seen: list[Node] = []
+
+    def visit(each: Node) -> None:
+        for value in each.inputs.values():
+            if isinstance(value, Node):
+                visit(value)
+        if all(each is not other for other in seen):
+            seen.append(each)
+
+    visit(node)
+    return iter(seen)

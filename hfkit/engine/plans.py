@@ -1,0 +1,30 @@
+"""What a plan said of a recipe, kept for its card."""
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+from hfkit.artifacts import manifest
+
+
+def _place(node: Any) -> Path:
+    return Path(node.output_dir).parent / ".cache" / "plans" / f"{node.fingerprint[:16]}.json"
+
+
+def keep(node: Any, planned: dict[str, Any]) -> None:
+    """Keep what a plan for this machine said of a recipe, a `hfkit.engine.graph.Node`, for its card."""
+    place = _place(node)
+    with contextlib.suppress(OSError):  # a plan changes nothing, and needs no folder that it may write to
+        place.parent.mkdir(parents=True, exist_ok=True)
+        manifest.write_json(place, {"fingerprint": node.fingerprint, **planned})
+
+
+def kept(node: Any) -> dict[str, Any] | None:
+    """What the last `hfkit plan` for this machine said of this very recipe: `seconds`, `peak_memory_bytes`,
+    `energy_kwh`, `co2_kg`, `dollars`, `disk_bytes`, `tokens`, `steps`. None where there was none."""
+    try:
+        found = json.loads(_place(node).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if found.pop("fingerprint", None) == node.fingerprint else None

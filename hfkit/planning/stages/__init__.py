@@ -1,0 +1,1 @@
+"""What each stage costs: a file for each, with `describe` and `work`."""

@@ -1,0 +1,61 @@
+"""What `finetune` costs."""
+
+from typing import Any
+
+from hfkit.data.tasks import (
+    count_classes,
+)
+from hfkit.planning.work import Known, Model, Texts, Work
+from hfkit.stages.finetune import Recipe
+
+
+def describe(recipe: Recipe, places: dict[str, str]) -> dict[str, Any]:
+    return {
+        "task": recipe.task,
+        "trains": "all weights" if recipe.lora is None else "an adapter (LoRA)",
+        "tokens a row": f"{recipe.sequence_length:,}",
+    }
+
+
+def work(recipe: Recipe, known: dict[str, Known]) -> Work:
+    from hfkit.planning import parts, rows
+    from hfkit.planning.work import Chore
+
+    base, texts = known["model"], known["data"] if isinstance(known["data"], Texts) else None
+    if not isinstance(base, Model):
+        return parts.unknown(recipe.model)
+    classes = count_classes(recipe, texts.sample) if texts is not None else 2
+    method = "bitsandbytes" if recipe.quantization is not None else ""
+    model = Model(
+        base.config,
+        base.tokens,
+        classes if recipe.task == "classify" else 0,
+        recipe.lora,
+        method or base.method,
+        recipe.quantization or base.quantization,
+    )
+    is_packed = recipe.packing and recipe.task != "classify"
+    found = rows.examples(recipe, texts, model.tokens, recipe.sequence_length, is_packed)
+    batch, length, most = parts.batch_of(recipe.train), recipe.sequence_length, recipe.evaluation_rows
+    does = [
+        *parts.reading("evaluating", model, found, "validation", batch, "evaluation"),
+        *parts.answering("evaluating", recipe, model, texts, most, length, batch, "evaluation"),
+    ]
+    training = parts.training(recipe, model, found, does, may=("lora", "quantization"))
+    merged = [Chore("merging", 2.0 + parts.weight_bytes(base) / 1e8)] if recipe.merge else []
+    return Work(
+        [
+            *parts.making_rows(recipe, texts, model.tokens, ""),
+            training,
+            *parts.reading("evaluating", model, found, "validation", batch),
+            *parts.reading("evaluating", model, found, "test", batch),
+            *parts.answering("evaluating", recipe, model, texts, most, length, batch),
+            *merged,
+            *(parts.measuring_costs({"before": base, "result": model}, recipe.accept)),
+        ],
+        makes=model,
+        disk=parts.weight_bytes(model) + (parts.weight_bytes(base) if recipe.merge else 0),
+        cache=parts.cache_bytes(found),
+        notes=parts.not_counted(training, found),
+        is_exact=parts.are_exact(texts, model.tokens),
+    )

@@ -1,0 +1,36 @@
+"""What `quantize` costs."""
+
+from typing import Any
+
+from hfkit.planning.work import Known, Model, Texts, Work
+from hfkit.stages.quantize import Recipe
+
+
+def describe(recipe: Recipe, places: dict[str, str]) -> dict[str, Any]:
+    scheme = ", ".join(f"{key}={value}" for key, value in recipe.quantization.items())
+    return {"method": recipe.method, "scheme": scheme, "scored by": ", ".join(recipe.chosen)}
+
+
+def work(recipe: Recipe, known: dict[str, Known]) -> Work:
+    import dataclasses
+
+    from hfkit.planning import parts
+    from hfkit.planning.work import Chore
+
+    base, texts = known["model"], known["data"]
+    if not isinstance(base, Model) or not isinstance(texts, Texts):
+        return parts.unknown(recipe.model if not isinstance(base, Model) else recipe.data)
+    whole = dataclasses.replace(base, lora=None)
+    model = dataclasses.replace(whole, method=recipe.method, quantization=recipe.quantization)
+    notes = () if recipe.method == "bitsandbytes" else (f"{recipe.method}: the quantization itself is not counted",)
+    return Work(
+        [
+            Chore("quantizing", parts.QUANTIZING + parts.weight_bytes(whole) / 1e8, 2 * parts.weight_bytes(whole)),
+            *parts.measuring(recipe, {"before": base, "quantized": model}, texts),
+            Chore("scores and intervals", parts.SCORING),
+        ],
+        makes=model,
+        disk=parts.weight_bytes(model),
+        notes=notes,
+        is_exact=parts.are_exact(texts, base.tokens),
+    )

@@ -1,0 +1,76 @@
+"""A call in a process that begins and ends with it, so that its memory and its settings are its own."""
+
+import importlib
+import multiprocessing
+import os
+import traceback
+from typing import Any
+
+from hfkit.errors import HfkitError
+
+ENDING = 5  # seconds that a process has to end by itself once it has answered
+
+
+class Ended(HfkitError):
+    """The system ended the process before it answered."""
+
+
+def call(function: str, *arguments: Any, is_silent: bool = False) -> Any:
+    """What a function returns.
+
+    Args:
+        function: `module:name`. The module is imported once for all calls, where the system can fork.
+        arguments: what can be pickled, as the result must be.
+        is_silent: whether what the process writes is thrown away.
+
+    Raises:
+        Ended: most likely for want of memory.
+        Exception: what the function raises.
+    """
+    context = _context(function.partition(":")[0])
+    answers, given = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(given, function, arguments, is_silent), daemon=True)
+    process.start()
+    given.close()
+    try:
+        answer = answers.recv()
+        process.join(ENDING)
+    except EOFError:
+        raise Ended(f"{function}: its process was ended, most likely for want of memory") from None
+    finally:
+        process.kill()  # also where this run is stopped
+        process.join()
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer
+
+
+def warm_up(module: str) -> None:
+    """Let a process that has a module begin to load it, beside whatever comes next."""
+    if _context(module).get_start_method() == "forkserver":
+        from multiprocessing import forkserver
+
+        forkserver.ensure_running()
+
+
+def _context(module: str) -> Any:
+    methods = multiprocessing.get_all_start_methods()
+    context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    if context.get_start_method() == "forkserver":
+        context.set_forkserver_preload([module])
+    return context
+
+
+def _answer(given: Any, function: str, arguments: tuple[Any, ...], is_silent: bool) -> None:
+    if is_silent:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+    module, _, name = function.partition(":")
+    try:
+        answer = getattr(importlib.import_module(module), name)(*arguments)
+    except Exception as error:
+        if not isinstance(error, HfkitError):
+            traceback.print_exc()  # it is lost on the way
+        answer = error
+    given.send(answer)
