@@ -5,6 +5,19 @@ from typing import TYPE_CHECKING, Any
 
 from hfkit.version import __version__
 
+_STAGES = (
+    "Result",
+    "compare",
+    "distill",
+    "evaluate",
+    "finetune",
+    "generate",
+    "prepare",
+    "pretrain",
+    "prune",
+    "quantize",
+    "train_tokenizer",
+)
 # Loaded, and with them torch and transformers, when one of them is first asked for.
 _NAMES = {
     "HfkitConfig": "model",
@@ -13,16 +26,34 @@ _NAMES = {
     "HfkitModel": "model",
     "HfkitPreTrainedModel": "model",
     "load_metric": "metrics.catalogue",
+    **dict.fromkeys(_STAGES, "engine.python"),
+    "plan": "planning.plan",
+    "push": "hub.push",
+    "run": "engine.runner",
 }
 __all__ = ["__version__", *_NAMES]
 
 if TYPE_CHECKING:
+    from hfkit.engine.python import Result as Result
+    from hfkit.engine.python import compare as compare
+    from hfkit.engine.python import distill as distill
+    from hfkit.engine.python import evaluate as evaluate
+    from hfkit.engine.python import finetune as finetune
+    from hfkit.engine.python import generate as generate
+    from hfkit.engine.python import prepare as prepare
+    from hfkit.engine.python import pretrain as pretrain
+    from hfkit.engine.python import prune as prune
+    from hfkit.engine.python import quantize as quantize
+    from hfkit.engine.python import train_tokenizer as train_tokenizer
+    from hfkit.engine.runner import run as run
+    from hfkit.hub.push import push as push
     from hfkit.metrics.catalogue import load_metric as load_metric
     from hfkit.model import HfkitConfig as HfkitConfig
     from hfkit.model import HfkitForCausalLM as HfkitForCausalLM
     from hfkit.model import HfkitForSequenceClassification as HfkitForSequenceClassification
     from hfkit.model import HfkitModel as HfkitModel
     from hfkit.model import HfkitPreTrainedModel as HfkitPreTrainedModel
+    from hfkit.planning.plan import plan as plan
 
 
 def __getattr__(name: str) -> Any:

@@ -59,9 +59,9 @@ def _do(options: argparse.Namespace, overrides: list[str]) -> None:
 
         runner.run(options.recipe, overrides, rebuild=options.rebuild, fresh=options.fresh, force=options.force)
     elif options.command == "plan":
-        from hfkit.planning import plan
+        from hfkit.planning.plan import plan
 
-        plan.show(options.recipe, overrides, on=options.on, config=options.config)
+        plan(options.recipe, overrides, on=options.on, config=options.config)
     elif options.command == "push":
         from hfkit.hub.push import push
 

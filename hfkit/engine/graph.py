@@ -58,14 +58,18 @@ def load_stage(name: str) -> ModuleType:
 # ---- reading and checking the graph
 
 
-def resolve(path: Path, overrides: Sequence[str] = ()) -> Node:
-    """The graph that ends in the recipe at `path`, with every recipe of it read and checked.
+def resolve(recipe: Path | yaml_source.Source, overrides: Sequence[str] = ()) -> Node:
+    """The graph that ends in a recipe, with every recipe of it read and checked.
+
+    Args:
+        recipe: the path of a file, or a recipe that was read already.
 
     Raises:
         HfkitError: with every mistake of every recipe.
     """
     problems: list[str] = []
-    node = _resolve(path, overrides, {}, [], problems)
+    given = recipe if isinstance(recipe, yaml_source.Source) else None
+    node = _resolve(given.path if given else recipe, overrides, {}, [], problems, given)  # type: ignore[arg-type]
     if problems or node is None:
         raise HfkitError(*dict.fromkeys(problems))
     folders: dict[Path, Path] = {}
@@ -77,7 +81,12 @@ def resolve(path: Path, overrides: Sequence[str] = ()) -> Node:
 
 
 def _resolve(
-    path: Path, overrides: Sequence[str], known: dict[Path, Node | None], above: list[Path], problems: list[str]
+    path: Path,
+    overrides: Sequence[str],
+    known: dict[Path, Node | None],
+    above: list[Path],
+    problems: list[str],
+    given: yaml_source.Source | None = None,
 ) -> Node | None:
     place = path.resolve()
     if place in above:
@@ -87,7 +96,7 @@ def _resolve(
     if place not in known:
         known[place] = None
         try:
-            source = yaml_source.read(path, overrides)
+            source = given or yaml_source.read(path, overrides)
             name = source.values["stage"]
             if name not in stage_names():
                 hint = did_you_mean(name, stage_names())

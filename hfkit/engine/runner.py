@@ -13,25 +13,29 @@ from hfkit.engine import graph, plans, states
 from hfkit.errors import HfkitError
 from hfkit.privacy.secrets import without_secrets
 from hfkit.recipe.limits import table
+from hfkit.recipe.yaml_source import Source
 from hfkit.reports.card import write_card
 from hfkit.runtime import resources
 from hfkit.runtime.cores import usable_cores
 from hfkit.runtime.distributed import is_main, on_main, say
 
 
-def run(path: Path, overrides: Sequence[str] = (), **ways: bool) -> None:
-    """Run the recipe at `path`, after those it needs that are not up to date. Call it on every process.
+def run(recipe: str | Path | Source, overrides: Sequence[str] = (), **ways: bool) -> None:
+    """Run a recipe, after those it needs that are not up to date. Call it on every process.
 
-    `ways` are the ways on where a folder holds something else: `rebuild`, `fresh` and `force` of `states.what_runs`.
+    Args:
+        recipe: the path of a file, or a recipe that was read already.
+        overrides: such as `train.max_steps=10`.
+        ways: what to do where a folder holds something else: `rebuild`, `fresh` and `force` of `states.what_runs`.
 
     Raises:
         HfkitError: for a mistake in a recipe or an input, before anything is changed.
     """
-    target = graph.resolve(path, overrides)
+    target = graph.resolve(recipe if isinstance(recipe, Source) else Path(recipe), overrides)
     todo = on_main("plan", lambda: states.what_runs(target, **ways))
     on_main("token", lambda: _refuse_push(target, todo))
     if not todo:
-        say(f"{target.output_dir} is up to date with {path}: nothing to do.")
+        say(f"{target.output_dir} is up to date with {target.source.path}: nothing to do.")
     for node in graph.in_order(target):
         folder = node.output_dir
         if str(folder) not in todo:

@@ -41,7 +41,9 @@ class _Planned:
     estimate: "Estimate"
 
 
-def show(path: Path, overrides: Sequence[str] = (), on: str | None = None, config: str | Path | None = None) -> None:
+def plan(
+    path: str | Path, overrides: Sequence[str] = (), on: str | None = None, config: str | Path | None = None
+) -> None:
     """Print the graph with the state of each result, what each would take, and the resolved recipe.
 
     Args:
@@ -51,6 +53,7 @@ def show(path: Path, overrides: Sequence[str] = (), on: str | None = None, confi
     Raises:
         HfkitError: for whatever would stop the run, and for a machine or a configuration that is none.
     """
+    path = Path(path)
     if on is None:
         _warm_up(path, overrides)
     import pyarrow.parquet  # noqa: F401 what a run has loaded counts
