@@ -12,7 +12,6 @@ from hfkit.compression.importance import activation_importance, layers_to_drop
 from hfkit.compression.masks import parse_sparsity
 from hfkit.compression.settings import WIDTHS, Pruning
 from hfkit.distillation.checks import of_layers
-from hfkit.distillation.settings import OF_LAYERS
 from hfkit.model.loading import auto_class_of, load_config
 from hfkit.model.matrices import matrices_of, weight_of
 from hfkit.model.quantized import empty_model
@@ -54,7 +53,7 @@ def _check_losses(recipe: Any, teacher: Any) -> Iterator[tuple[str, str]]:
     student.num_hidden_layers = max(teacher.num_hidden_layers - (pruning.drop_layers or 0), 1)
     student.hidden_size = pruning.hidden_size or teacher.hidden_size
     for index, loss in enumerate(recipe.recover.losses):
-        if loss.loss in OF_LAYERS:
+        if loss.spec.compares == "layers":
             for key, problem in of_layers(loss, index, student, teacher):
                 yield f"recover.{key}", problem
 

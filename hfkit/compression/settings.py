@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from hfkit.distillation.settings import OF_LAYERS, Loss
+from hfkit.distillation.settings import Loss
 from hfkit.recipe.fields import RecipePart
 from hfkit.training.settings import AnyOptimizer, Optimizer
 
@@ -106,7 +106,7 @@ def check_recover(recover: Recover) -> Iterator[tuple[str, str]]:
     for index, each in enumerate(recover.losses):
         if each.loss == "uld":
             yield f"recover.losses.{index}", "uld: the unpruned model has the same tokens; use forward_kl"
-        if each.loss in OF_LAYERS and each.kind == "maps":
+        if each.spec.compares == "layers" and each.kind == "maps":
             yield f"recover.losses.{index}.kind", "maps are not kept in a recovery; use `kind: relations`"
 
 

@@ -9,7 +9,7 @@ from hfkit.data.chat import problem_with_template
 from hfkit.data.tasks import check_chats, check_data, fields_of
 from hfkit.data.tokenizer import load_tokenizer
 from hfkit.distillation import vocabulary
-from hfkit.distillation.settings import KINDS, check_losses, layer_pairs
+from hfkit.distillation.settings import check_losses, layer_pairs
 from hfkit.distillation.student import cut_of, student_config
 from hfkit.errors import HfkitError
 from hfkit.model.adapters import refuse_adapter
@@ -123,7 +123,7 @@ def _model_problems(recipe: Any, teacher: Any, student: Any) -> Problems:
         rule = "quantized weights cannot be trained; add `lora: {}` to train an adapter"
         yield "student", f"{recipe.student}: {rule}, or name the model that it was made from"
     for index, loss in enumerate(recipe.losses):
-        if loss.loss not in KINDS:
+        if loss.spec.compares != "layers":
             continue
         if loss.way == "maps" and recipe.attn_implementation != "eager":
             rule = "attention maps are given by `attn_implementation: eager` only; set it, or use `kind: relations`"

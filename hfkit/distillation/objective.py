@@ -1,18 +1,49 @@
 """The objective of a distillation: its losses, computed from one forward pass of the student, in chunks of tokens."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from hfkit.data.rows.learned import LEARNED, places, taken
 from hfkit.distillation import losses as of_tensors
-from hfkit.distillation.settings import OF_LAYERS, OF_TEACHER_LOGITS, Loss, layer_pairs
+from hfkit.distillation.catalogue import LossSpec, function_of
+from hfkit.distillation.settings import Loss, layer_pairs
 from hfkit.distillation.teacher import Layers, Teacher, Watch, allowed, layers_of
 from hfkit.model.heads import TRAINING_ONLY, causal_of
 from hfkit.training.chunked_head import chunk_tokens, chunked_head
 
 PROJECTIONS = TRAINING_ONLY.removesuffix(".")
+
+
+class Term(NamedTuple):
+    """A loss between logits, ready to be compiled: its functions, and the arguments that the recipe gives."""
+
+    spec: LossSpec
+    function: Callable[..., torch.Tensor] | None
+    sparse: Callable[..., torch.Tensor] | None
+    given: dict[str, float]
+
+    @classmethod
+    def of(cls, loss: Loss) -> "Term":
+        spec = loss.spec
+        function, sparse = (function_of(name) if name else None for name in (spec.function, spec.sparse))
+        given = {name: getattr(loss, name) for name in spec.arguments if getattr(loss, name) is not None}
+        return cls(spec, function, sparse, given)
+
+    def of_tokens(
+        self, logits: torch.Tensor, shared: torch.Tensor, targets: torch.Tensor, teacher: tuple[torch.Tensor, ...]
+    ) -> torch.Tensor:
+        """The loss of each token, (tokens,), of logits and of those that are shared with the teacher."""
+        function: Any = self.function
+        if self.spec.compares == "data":
+            return function(logits, targets)
+        if self.spec.is_across_tokenizers:
+            return function(logits, teacher[0], **self.given) * teacher[1]
+        if len(teacher) == 2:
+            function = self.sparse
+        return function(shared, *teacher, **self.given)
 
 
 class Objective:
@@ -33,8 +64,9 @@ class Objective:
     def __init__(self, losses: list[Loss], student: Any, teacher_config: Any, width: int, compiled: bool):
         self.losses = [each for each in losses if each.weight]
         self.names = _names(self.losses)
-        self.of_logits = [index for index, each in enumerate(self.losses) if each.loss not in OF_LAYERS]
-        self.of_layers = [index for index, each in enumerate(self.losses) if each.loss in OF_LAYERS]
+        self.terms = [Term.of(each) for each in self.losses]
+        self.of_logits = [index for index, each in enumerate(self.losses) if each.spec.compares != "layers"]
+        self.of_layers = [index for index, each in enumerate(self.losses) if each.spec.compares == "layers"]
         self.width, self.compiled = width, compiled
         self.parts: dict[str, torch.Tensor] = {}
         self.batch: dict[str, torch.Tensor] = {}
@@ -64,7 +96,7 @@ class Objective:
 
     @property
     def needs_teacher_logits(self) -> bool:
-        return any(each.loss in OF_TEACHER_LOGITS for each in self.losses)
+        return any(each.spec.compares == "logits" for each in self.losses)
 
     def _project(self, student: Any, width: int, teacher_width: int) -> None:
         """Give the student a learned map to the teacher's width for each pair of layers that is compared so."""
@@ -145,26 +177,11 @@ class Objective:
 
     def _chunk(self, logits: torch.Tensor, targets: torch.Tensor, *teacher: torch.Tensor) -> Any:
         """Of a chunk the loss to learn, and the sums of its parts: logits (tokens, vocabulary)."""
-        sums = [self._of_logits(self.losses[index], logits, targets, teacher).sum() for index in self.of_logits]
+        shared = logits[:, : self.width]
+        sums = [self.terms[index].of_tokens(logits, shared, targets, teacher).sum() for index in self.of_logits]
         weights = [self.losses[index].weight for index in self.of_logits]
         total = sum(weight * each for weight, each in zip(weights, sums, strict=True))
         return total, torch.stack(sums).detach()
-
-    def _of_logits(
-        self, loss: Loss, logits: torch.Tensor, targets: torch.Tensor, teacher: tuple[torch.Tensor, ...]
-    ) -> torch.Tensor:
-        if loss.loss == "cross_entropy":
-            return of_tensors.cross_entropy(logits, targets)
-        shared, temperature = logits[:, : self.width], loss.temperature or 1.0
-        if loss.loss == "uld":
-            return of_tensors.uld(logits, teacher[0], temperature) * teacher[1]
-        if len(teacher) == 2:
-            return of_tensors.sparse_forward_kl(shared, *teacher, temperature)
-        if loss.loss == "jsd":
-            return of_tensors.jsd(shared, teacher[0], loss.beta or 0.5, temperature)
-        if loss.loss == "logit_mse":
-            return of_tensors.logit_mse(shared, teacher[0])
-        return getattr(of_tensors, loss.loss)(shared, teacher[0], temperature)
 
     # ---- between layers
 

@@ -1,37 +1,23 @@
 """The recipe keys of a distillation. It imports nothing heavy: recipes are checked before torch is loaded."""
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
+from hfkit.distillation.catalogue import LOSSES, LossSpec, about_losses
 from hfkit.recipe.fields import RecipePart
 
-ARGUMENTS: dict[str, tuple[str, ...]] = {  # of each loss, beside `loss` and `weight`
-    "cross_entropy": (),
-    "forward_kl": ("temperature",),
-    "reverse_kl": ("temperature",),
-    "jsd": ("temperature", "beta"),
-    "logit_mse": (),
-    "uld": ("temperature",),
-    "hidden_states": ("kind", "layers", "projection"),
-    "attention": ("kind", "layers", "relation_heads"),
-}
-OF_LAYERS = ("hidden_states", "attention")
-OF_TEACHER_LOGITS = ("forward_kl", "reverse_kl", "jsd", "logit_mse", "uld")
-KINDS = {"hidden_states": ("mse", "cosine"), "attention": ("relations", "maps")}
+if TYPE_CHECKING:
+    LossName = str
+else:
+    LossName = Literal[tuple(LOSSES)]
 
 
 class Loss(RecipePart):
     """One term of the objective: `weight` times its sum over the learned tokens, divided by their number."""
 
-    loss: Literal[
-        "cross_entropy", "forward_kl", "reverse_kl", "jsd", "logit_mse", "uld", "hidden_states", "attention"
-    ] = Field(
-        description="cross_entropy: with the data's own tokens. forward_kl, reverse_kl, jsd: between the "
-        "distributions of teacher and student. logit_mse: between their logits. uld: between sorted probabilities, "
-        "for different tokenizers. hidden_states, attention: between layers."
-    )
+    loss: LossName = Field(description=about_losses())
     weight: float = Field(1.0, ge=0, description="Factor of this loss in the sum.")
     temperature: float | None = Field(
         None, gt=0, description="Divides all logits; the loss is multiplied by its square. By default 1."
@@ -59,13 +45,13 @@ class Loss(RecipePart):
 
     @model_validator(mode="after")
     def _own_arguments(self) -> "Loss":
-        known = ARGUMENTS[self.loss]
+        known = self.spec.arguments
         for name in ("temperature", "beta", "kind", "layers", "projection", "relation_heads"):
             if getattr(self, name) is not None and name not in known:
                 takes = f"it takes {', '.join(known)}" if known else "it takes none but weight"
                 raise ValueError(f"{name}={getattr(self, name)}: {self.loss} has no such argument, {takes}")
-        if self.kind is not None and self.kind not in KINDS[self.loss]:
-            raise ValueError(f"kind={self.kind}: of {self.loss} must be {' or '.join(KINDS[self.loss])}")
+        if self.kind is not None and self.kind not in self.spec.kinds:
+            raise ValueError(f"kind={self.kind}: of {self.loss} must be {' or '.join(self.spec.kinds)}")
         for pair in self.layers or []:
             if len(pair) != 2 or min(pair) < 0:
                 raise ValueError(f"layers={pair}: must be a pair [student's layer, teacher's layer], counted from 0")
@@ -74,7 +60,11 @@ class Loss(RecipePart):
     @property
     def way(self) -> str:
         """Its kind, or the default of it."""
-        return self.kind or KINDS[self.loss][0]
+        return self.kind or self.spec.kinds[0]
+
+    @property
+    def spec(self) -> LossSpec:
+        return LOSSES[self.loss]
 
 
 class Targets(RecipePart):
@@ -122,25 +112,25 @@ def check_losses(losses: list[Loss], targets: Targets, cross_tokenizer: str | No
         yield "losses", "the weights sum to 0, so that nothing would be learned; raise one"
     temperatures = set()
     for index, each in enumerate(losses):
-        if each.loss in OF_LAYERS and targets.source in ("cached", "generated"):
+        if each.spec.compares == "layers" and targets.source in ("cached", "generated"):
             yield f"losses.{index}", f"{each.loss} needs the teacher's layers; use `targets: {{source: online}}`"
-        if each.loss in OF_TEACHER_LOGITS and targets.source == "generated":
+        if each.spec.compares == "logits" and targets.source == "generated":
             yield f"losses.{index}", f"{each.loss}: of generated completions only cross_entropy is learned; delete it"
-        if targets.source == "cached" and each.loss in OF_TEACHER_LOGITS and each.loss != "forward_kl":
+        if targets.source == "cached" and each.spec.compares == "logits" and not each.spec.sparse:
             yield (
                 f"losses.{index}",
                 f"{each.loss} needs whole distributions, cached targets are sparse; use forward_kl",
             )
-        if each.loss == "forward_kl":
+        if each.spec.sparse:
             temperatures.add(each.temperature or 1.0)
-        if (each.loss == "uld") != (cross_tokenizer == "uld") and each.loss in OF_TEACHER_LOGITS:
+        if each.spec.is_across_tokenizers != (cross_tokenizer == "uld") and each.spec.compares == "logits":
             rule = "takes `loss: uld` for the teacher's logits, and only it does; change one of them"
             yield f"losses.{index}", f"{each.loss}: `cross_tokenizer: uld` {rule}"
-        if each.loss in OF_LAYERS and cross_tokenizer is not None:
+        if each.spec.compares == "layers" and cross_tokenizer is not None:
             yield f"losses.{index}", f"{each.loss}: layers cannot be compared token by token with `cross_tokenizer`"
     if targets.source == "cached" and len(temperatures) > 1:
         yield "losses", f"cached targets have one temperature, got {', '.join(map(str, sorted(temperatures)))}"
-    if targets.source != "generated" and not any(each.loss != "cross_entropy" and each.weight for each in losses):
+    if targets.source != "generated" and not any(each.spec.compares != "data" and each.weight for each in losses):
         yield "losses", "no loss needs the teacher; add forward_kl, or train with `stage: pretrain` or `finetune`"
 
 

@@ -13,7 +13,6 @@ from hfkit.data.rows.examples import pad
 from hfkit.data.rows.packing import IGNORED
 from hfkit.distillation.data import TrainingData
 from hfkit.distillation.objective import Objective
-from hfkit.distillation.settings import OF_LAYERS
 from hfkit.distillation.teacher import INPUTS, Teacher, placed
 from hfkit.inference.batches import padded
 from hfkit.inference.generation import generating_with
@@ -177,7 +176,7 @@ def settled_trainer(
     Args:
         teacher, width: see `student_trainer`.
     """
-    between_layers = teacher is not None and any(each.loss in OF_LAYERS for each in recipe.losses)
+    between_layers = teacher is not None and any(each.spec.compares == "layers" for each in recipe.losses)
     train = {"torch_compile": False, **recipe.train} if between_layers else recipe.train  # its graph would break
     optimizer = recipe.optimizer.name
     what = f"{optimizer}, learning from " + ("the data alone" if teacher is None else "its teacher")

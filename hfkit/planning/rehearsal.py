@@ -24,7 +24,7 @@ import torch  # noqa: E402
 from transformers import TrainerCallback  # noqa: E402
 
 from hfkit.data.tasks import Example  # noqa: E402
-from hfkit.distillation.settings import OF_LAYERS, Targets  # noqa: E402
+from hfkit.distillation.settings import Targets  # noqa: E402
 from hfkit.distillation.trainer import student_trainer  # noqa: E402
 from hfkit.inference import likelihood  # noqa: E402
 from hfkit.inference.decoding import Rules, decode  # noqa: E402
@@ -172,7 +172,7 @@ def _train(part: Training, precision: str, rows: int, folder: Path, device: torc
 
 def _of_compilation(part: Training) -> dict[str, bool]:
     """What a recipe says of it, and what a distillation that compares layers does: then no pass decides it."""
-    between_layers = any(each.loss in OF_LAYERS for each in part.losses)
+    between_layers = any(each.spec.compares == "layers" for each in part.losses)
     told = part.train.get("torch_compile", False if between_layers else None)
     return {} if told is None else {"torch_compile": told}
 
