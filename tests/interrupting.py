@@ -19,7 +19,7 @@ from transformers import TrainerControl, TrainerState
 from hfkit import cli
 from hfkit.artifacts import manifest
 from hfkit.runtime import signals
-from hfkit.training import checkpoints, decisions, report
+from hfkit.training import checkpoints, decisions, saving
 from hfkit.training.callbacks import MetricsFile, read_log
 from hfkit.training.trainer import HfkitTrainer, training_arguments
 
@@ -48,7 +48,7 @@ def quick_world(made: Path, folder: Path) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(decisions, "matmul_flops", lambda device, dtype: 1e12)
-        patch.setattr(report, "draw_loss", lambda log, path: None)
+        patch.setattr(saving, "draw_loss", lambda log, path: None)
         yield folder
     torch.set_num_threads(threads)
 

@@ -115,13 +115,12 @@ def test_a_result_appears_whole_or_not_at_all(world: Path, monkeypatch: pytest.M
 def test_a_kill_leaves_nothing_half_made(world: Path) -> None:
     """A process killed while it prepares leaves no `runs/data`; the next run makes it."""
     code = (
-        "import time; from hfkit import cli, runner; runner.write_card = lambda *_: time.sleep(60); "
-        "cli.main(['run', 'recipes/data.yaml'])"
+        "import time; from hfkit import cli; from hfkit.engine import runner; "
+        "runner.write_card = lambda *_: time.sleep(60); cli.main(['run', 'recipes/data.yaml'])"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    while "dropped" not in process.stdout.readline():
-        pass
+    assert any("dropped" in line for line in process.stdout)
     process.kill()
     process.wait()
     assert not Path("runs/data").exists()
