@@ -6,12 +6,10 @@ from typing import TYPE_CHECKING, Any
 from hfkit.version import __version__
 
 _STAGES = (
-    "Result",
     "compare",
     "distill",
     "evaluate",
     "finetune",
-    "generate",
     "prepare",
     "pretrain",
     "prune",
@@ -25,6 +23,8 @@ _NAMES = {
     "HfkitForSequenceClassification": "model",
     "HfkitModel": "model",
     "HfkitPreTrainedModel": "model",
+    "Result": "artifacts.result",
+    "generate": "inference.prompting",
     "load_metric": "metrics.catalogue",
     **dict.fromkeys(_STAGES, "engine.python"),
     "plan": "planning.plan",
@@ -34,12 +34,11 @@ _NAMES = {
 __all__ = ["__version__", *_NAMES]
 
 if TYPE_CHECKING:
-    from hfkit.engine.python import Result as Result
+    from hfkit.artifacts.result import Result as Result
     from hfkit.engine.python import compare as compare
     from hfkit.engine.python import distill as distill
     from hfkit.engine.python import evaluate as evaluate
     from hfkit.engine.python import finetune as finetune
-    from hfkit.engine.python import generate as generate
     from hfkit.engine.python import prepare as prepare
     from hfkit.engine.python import pretrain as pretrain
     from hfkit.engine.python import prune as prune
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
     from hfkit.engine.python import train_tokenizer as train_tokenizer
     from hfkit.engine.runner import run as run
     from hfkit.hub.push import push as push
+    from hfkit.inference.prompting import generate as generate
     from hfkit.metrics.catalogue import load_metric as load_metric
     from hfkit.model import HfkitConfig as HfkitConfig
     from hfkit.model import HfkitForCausalLM as HfkitForCausalLM

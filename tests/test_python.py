@@ -16,7 +16,9 @@ import hfkit
 from hfkit.engine import python
 from hfkit.engine.graph import load_stage, stage_names
 from hfkit.errors import HfkitError
+from hfkit.inference import prompting
 from hfkit.recipe.fields import Input, marked
+from hfkit.recipe.plain import plain as plainly
 
 STAGES = {"tokenizer": "train_tokenizer"}
 
@@ -30,8 +32,12 @@ def test_the_examples_of_the_docstrings_run(world: Path, monkeypatch: pytest.Mon
             run(*args, **kwargs)
 
     monkeypatch.setattr(python.runner, "run", silently)
-    examples = [each for each in doctest.DocTestFinder().find(python, globs={**vars(python)}) if each.examples]
-    examples.sort(key=lambda each: each.lineno or 0)
+    examples = [
+        each
+        for each in doctest.DocTestFinder().find(python) + doctest.DocTestFinder().find(prompting)
+        if each.examples
+    ]
+    examples.sort(key=lambda each: (each.name.startswith(prompting.__name__), each.lineno or 0))
     assert {each.name.rpartition(".")[2] for each in examples} >= {*map(function_of, stage_names()), "generate"}
     runner = doctest.DocTestRunner(verbose=False)
     for each in examples:
@@ -65,13 +71,13 @@ def test_each_stage_is_a_function_that_names_its_inputs(stage: str) -> None:
     ],
 )  # fmt: skip
 def test_an_object_of_a_library_is_what_it_says_itself(value: Any, plain: Any) -> None:
-    assert python._plain(value) == plain
+    assert plainly(value) == plain
 
 
 def test_a_configuration_is_made_again_from_what_it_says() -> None:
     config = hfkit.HfkitConfig(hidden_size=48, num_attention_heads=4, rope_parameters={"rope_theta": 5e4})
-    assert hfkit.HfkitConfig(**python._plain(config)).to_dict() == config.to_dict()
-    assert python._plain(hfkit.HfkitConfig()) == {}
+    assert hfkit.HfkitConfig(**plainly(config)).to_dict() == config.to_dict()
+    assert plainly(hfkit.HfkitConfig()) == {}
 
 
 def test_mistakes_are_told_as_in_recipes(world: Path) -> None:

@@ -90,12 +90,12 @@ def test_the_model_loads_alone() -> None:
 
 
 def test_a_stage_has_its_parts() -> None:
+    from hfkit.artifacts.kinds import KINDS
     from hfkit.engine import graph
 
     for name in graph.stage_names():
         stage = graph.load_stage(name)
-        kinds = ("data set", "tokenizer", "model", "evaluation")
-        assert stage.Recipe.MAKES in kinds and isinstance(stage.Recipe.DISTRIBUTED, bool) and stage.Recipe.SUMMARY
+        assert stage.Recipe.MAKES in KINDS and isinstance(stage.Recipe.DISTRIBUTED, bool) and stage.Recipe.SUMMARY
         assert callable(stage.check) and callable(stage.run)
         assert stage.Recipe.model_fields["stage"].annotation.__args__ == (name,)
         costs = importlib.import_module(f"hfkit.planning.stages.{name}")

@@ -11,38 +11,19 @@ A call is a recipe without its file: checked as a whole before anything runs, up
 resumed where it was interrupted, and written whole or not at all. Its arguments stand in the folder's `hfkit.json`.
 """
 
-import dataclasses
-import enum
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfkit.artifacts.result import Result
 from hfkit.engine import runner
-from hfkit.errors import HfkitError
+from hfkit.recipe.plain import plain
 from hfkit.recipe.yaml_source import Source
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PretrainedConfig, TrainingArguments
 
 Section = Mapping[str, Any]
-OWN = ("output_dir", "runtime_config")  # of sections: what hfkit sets, or what is not of the recipe
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """A finished folder.
-
-    Attributes:
-        folder: where it lies; it is an input of other calls, of recipes, and of `from_pretrained`.
-        metrics: its numbers, as `metrics.json` has them.
-    """
-
-    folder: Path
-    metrics: dict[str, Any] = dataclasses.field(repr=False)
-
-    def __fspath__(self) -> str:
-        return str(self.folder)
 
 
 Place = Result | str | Path
@@ -331,75 +312,8 @@ def compare(
     return _run("compare", output_dir, rebuild, {"models": list(models), "data": data}, keys)
 
 
-def generate(model: Place, prompts: Sequence[str], *, trust_remote_code: bool = False, **generation: Any) -> list[str]:
-    """What a model writes after prompts, in their order.
-
-    Args:
-        model: a result, a folder, or an id on the Hub; with an adapter or quantized, too.
-        prompts: texts.
-        trust_remote_code: run the code that comes with the model.
-        generation: arguments of `GenerationConfig`, such as `max_new_tokens`. Greedy without `do_sample`.
-
-    Raises:
-        HfkitError: if the model cannot be opened, or there is a prompt without a token.
-
-    Example:
-        >>> len(generate("runs/model", ["the cat", "a dog"], max_new_tokens=4))
-        2
-    """
-    import torch
-
-    from hfkit.data.tokenizer import load_tokenizer
-    from hfkit.inference.generation import generate as generate_texts
-    from hfkit.model.loading import base_quantization, load_model
-
-    place = _plain(model)
-    opened: Any = load_model(place, quantization=base_quantization(place), trust_remote_code=trust_remote_code)
-    if getattr(opened.config, "quantization_config", None) is None:
-        opened.to(torch.accelerator.current_accelerator() or "cpu")
-    tokenizer: Any = load_tokenizer(place, "generate")
-    ids = [tokenizer(text)["input_ids"] for text in prompts]
-    ids = [row[:-1] if len(row) > 1 and row[-1] == tokenizer.eos_token_id else row for row in ids]
-    for number, row in enumerate(ids, 1):
-        if not row:
-            raise HfkitError(f"prompts: number {number} is without a token; leave it out, or give it a word")
-    return generate_texts(opened.eval(), tokenizer, ids, len(ids), generation)
-
-
 def _run(stage: str, output_dir: str | Path, rebuild: bool, values: Section, keys: Section) -> Result:
     folder = Path(output_dir)
-    recipe = {"stage": stage, "output_dir": str(folder), **_plain(values), **_plain(keys)}
+    recipe = {"stage": stage, "output_dir": str(folder), **plain(values), **plain(keys)}
     runner.run(Source(folder, recipe), rebuild=rebuild)
-    return Result(folder, json.loads((folder / "metrics.json").read_text(encoding="utf-8")))
-
-
-def _plain(value: Any) -> Any:
-    """A value as YAML would have it: of an object of a library what differs from its defaults."""
-    if isinstance(value, Result | Path):
-        return str(value.folder if isinstance(value, Result) else value)
-    if isinstance(value, Mapping):
-        return {name: _plain(each) for name, each in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [_plain(each) for each in (sorted(value) if isinstance(value, set) else value)]
-    if isinstance(value, enum.Enum):
-        return value.value
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _plain(_changed(value))
-    if hasattr(value, "to_diff_dict"):
-        told = value.to_diff_dict()
-        names = ("model_type", "transformers_version", "architectures", "quant_method")
-        return _plain({name: each for name, each in told.items() if name not in names})
-    return str(value).removeprefix("torch.") if type(value).__module__ == "torch" else value
-
-
-def _changed(value: Any) -> dict[str, Any]:
-    """The arguments of a dataclass that are not its defaults, which may be made in `__post_init__`."""
-    fields = [each for each in dataclasses.fields(value) if each.init]
-    needed = {each.name: getattr(value, each.name) for each in fields if _is_needed(each)}
-    default = type(value)(**needed)
-    changed = {each.name: getattr(value, each.name) for each in fields if each.name not in OWN}
-    return {name: each for name, each in changed.items() if each != getattr(default, name)}
-
-
-def _is_needed(field: "dataclasses.Field[Any]") -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    return Result.of(folder)

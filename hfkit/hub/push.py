@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hfkit.artifacts import manifest
+from hfkit.artifacts.kinds import KINDS
 from hfkit.errors import HfkitError, reason
 from hfkit.hub import staging
 from hfkit.hub.verification import try_out
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 Result = TypeVar("Result")
-KINDS = {"model": "model", "tokenizer": "model", "data set": "dataset"}  # of what a stage makes
 OF_THE_HUB = {".gitattributes", "README.md"}  # what a repository may hold before the first push
 ATTEMPTS, LONGEST_WAIT = 5, 60.0  # seconds
 
@@ -34,7 +34,7 @@ def push(folder: Path, repo: str, private: bool = False, revision: str | None = 
     """
     made = _finished(folder)
     api = _api()
-    kind, branch = KINDS[made["makes"]], revision or "main"
+    kind, branch = str(KINDS[made["makes"]].repository), revision or "main"
     repo = _refuse_early(api, folder, made, repo, private, branch)
     with tempfile.TemporaryDirectory(prefix="hfkit-push-") as work:
         staged = Path(work) / "files"
@@ -84,7 +84,7 @@ def _finished(folder: Path) -> dict[str, Any]:
             raise HfkitError(f"{folder}: is not finished; run its recipe to the end, then push")
         what = "holds no hfkit.json: hfkit pushes what it made" if folder.is_dir() else "there is no such folder"
         raise HfkitError(f"{folder}: {what}; name a finished output_dir, such as runs/pretrain")
-    if made.get("makes") not in KINDS:
+    if made.get("makes") not in KINDS or KINDS[made["makes"]].repository is None:
         what = f"an {made['makes']}" if made.get("makes") else "of an older hfkit"
         raise HfkitError(f"{folder}: is {what}; models, tokenizers and data sets are pushed")
     missing = [name for name in made["files"] if not (folder / name).is_file()]
@@ -119,7 +119,7 @@ def _refuse_early(api: "HfApi", folder: Path, made: dict[str, Any], repo: str, p
     repo = repo if "/" in repo else f"{user['name']}/{repo}"
     if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise HfkitError(f"{repo}: the token may only read; make one that may write, at the Hub under Access Tokens")
-    kind = KINDS[made["makes"]]
+    kind = str(KINDS[made["makes"]].repository)
     try:
         info = _told(repo, lambda: api.repo_info(repo, repo_type=kind), RepositoryNotFoundError)
     except RepositoryNotFoundError:

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from hfkit.artifacts.kinds import KINDS
 from hfkit.errors import HfkitError
 from hfkit.privacy import secrets
 from hfkit.reports.snippets import beginning, snippet
@@ -50,7 +51,7 @@ def try_out(folder: Path, staged: Path, content: dict[str, Any]) -> None:
     text = beginning(content)
     found = _without_hfkit(snippet(staged, content, str(staged)), text, folder)
     expected = _here(folder, content, text)
-    if content["makes"] != "model":
+    if KINDS[content["makes"]].compared_by != "logits":
         same = found == expected
     else:
         largest = max(map(abs, expected), default=0.0)
@@ -88,7 +89,8 @@ def _without_hfkit(lines: str, text: str, folder: Path) -> Any:
 
 
 def _here(folder: Path, content: dict[str, Any], text: str) -> Any:
-    if content["makes"] == "data set":
+    by = KINDS[content["makes"]].compared_by
+    if by == "rows":
         return {split: each["rows"] for split, each in content["metrics"]["splits"].items()}
     import torch
     from transformers import AutoTokenizer
@@ -97,7 +99,7 @@ def _here(folder: Path, content: dict[str, Any], text: str) -> Any:
     logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     inputs = tokenizer(text, return_tensors="pt", return_token_type_ids=False)
-    if content["makes"] == "tokenizer":
+    if by == "ids":
         return inputs["input_ids"].tolist()
     from hfkit.model.loading import load_model
 

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from hfkit.artifacts import lineage
+from hfkit.artifacts.kinds import KINDS
 from hfkit.artifacts.manifest import is_adapter, read_json, write_file
 from hfkit.reports.markdown import cell, fenced, number, table
 from hfkit.reports.metadata import Score, metadata, scores_of
@@ -188,16 +189,9 @@ def _cell(value: float | str) -> str:
 
 
 def _limits(content: dict[str, Any]) -> list[str]:
-    metrics, recipe, makes = content["metrics"], content["recipe"], content["makes"]
-    if makes == "data set":
-        return [
-            "For training and testing language models. The rows of one split are not in another.",
-            "The texts are those of the sources as they are: their licences, errors, names and opinions go with them.",
-        ]
-    if makes == "tokenizer":
-        return ["For text like that it was trained on; other text takes more tokens."]
-    if makes == "evaluation":
-        return ["The numbers hold for these rows, this machine and these versions; the intervals for other such rows."]
+    metrics, recipe = content["metrics"], content["recipe"]
+    if limits := KINDS[content["makes"]].limits:
+        return list(limits)
     lines = ["It knows what its data say, and nothing else; it makes things up. Test it on your own text before use."]
     if recipe.get("task") == "classify":
         lines = ["It chooses one of its classes for any text, also one that belongs to none of them."]

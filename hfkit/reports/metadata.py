@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hfkit.artifacts.kinds import KINDS
 from hfkit.artifacts.lineage import pushed_to
 from hfkit.artifacts.manifest import is_adapter, read_json
 from hfkit.metrics.catalogue import on_hub
@@ -40,15 +41,13 @@ def hub_id(entry: dict[str, Any]) -> str | None:
 
 def metadata(folder: Path, content: dict[str, Any]) -> str:
     """The YAML at the head of a card, without its fences."""
-    if content["makes"] == "data set":
+    if KINDS[content["makes"]].repository == "dataset":
         return _of_data(content)
     from huggingface_hub import ModelCardData
 
     tags = ["hfkit", content["stage"]]
-    if content["makes"] == "tokenizer":
-        return ModelCardData(library_name="transformers", tags=tags).to_yaml()
-    if content["makes"] == "evaluation":
-        return ModelCardData(tags=tags).to_yaml()
+    if content["makes"] != "model":
+        return ModelCardData(library_name=KINDS[content["makes"]].library, tags=tags).to_yaml()
     config = read_json(folder, "config.json") or {}
     kind = "text-classification" if content["recipe"].get("task") == "classify" else "text-generation"
     base = next((content["inputs"][key] for key in ("model", "student") if key in content["inputs"]), None)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hfkit.artifacts.kinds import KINDS
 from hfkit.artifacts.manifest import ADAPTER, is_adapter, read_json
 from hfkit.data import corpus
 
@@ -18,17 +19,10 @@ def snippet(folder: Path, content: dict[str, Any], place: str) -> str:
         place: what the folder is called in the lines: a path, or an id on the Hub.
     """
     text, name = json.dumps(beginning(content), ensure_ascii=False), json.dumps(place)
-    if content["makes"] == "data set":
+    if template := KINDS[content["makes"]].snippet:
         columns = ", ".join(content["recipe"].get("columns", {"text": ""}))
-        return f"from datasets import load_dataset\n\ndata = load_dataset({name})  # columns: {columns}\nprint(data)"
-    if content["makes"] == "tokenizer":
-        return (
-            f"from transformers import AutoTokenizer\n\ntokenizer = AutoTokenizer.from_pretrained({name})\n"
-            f"print(tokenizer.tokenize({text}))"
-        )
-    if content["makes"] == "evaluation":
-        file = "report.json" if content["stage"] == "compare" else "metrics.json"
-        return f'import json\n\nfound = json.load(open("{place}/{file}"))'
+        file = f"{place}/{'report' if content['stage'] == 'compare' else 'metrics'}.json"
+        return template.format(name=name, text=text, columns=columns, file=file)
     config = read_json(folder, "config.json") or {}
     if content["recipe"].get("task") == "classify":
         if is_adapter(folder):
