@@ -21,7 +21,7 @@ from hfkit.evaluation import comparison, costs, measuring
 from hfkit.evaluation.settings import ScoredRecipe
 from hfkit.recipe import limits
 from hfkit.reports import comparison as report
-from hfkit.runtime import signals
+from hfkit.runtime import isolated, signals
 from tests.test_finetune import prepared  # noqa: F401 a fixture
 
 COMPARE = """\
@@ -305,7 +305,7 @@ def test_a_process_that_fails_or_ends_is_told(there: Path, monkeypatch: pytest.M
     rows = list(corpus.rows("runs/data", "test"))[:2]
     with pytest.raises(HfkitError, match="runs/nothere: no tokenizer can be loaded"):
         measuring.measure(scored(), rows, "runs/nothere")
-    monkeypatch.setattr(measuring, "_answer", die)
+    monkeypatch.setattr(isolated, "_answer", die)
     with pytest.raises(HfkitError, match="runs/small: the process that measured it was ended"):
         measuring.measure(scored(), rows, "runs/small")
 
@@ -315,7 +315,7 @@ def hang(*_: Any) -> None:
 
 
 def test_a_signal_ends_the_process_that_measures_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "_answer", hang)
+    monkeypatch.setattr(isolated, "_answer", hang)
     signal.signal(signal.SIGALRM, lambda *_: signals._on_signal(signal.SIGTERM, None))
     signal.alarm(2)
     with pytest.raises(signals.Stopped), signals.handled():

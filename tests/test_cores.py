@@ -144,7 +144,7 @@ PROBE = """
 import os
 import subprocess
 import sys
-from hfkit import cores
+from hfkit.runtime import cores
 cores.usable_cores = lambda: 6
 cores.set_openmp()
 print("threads", os.environ["OMP_NUM_THREADS"], flush=True)

@@ -518,7 +518,7 @@ def nothing_loads(monkeypatch: pytest.MonkeyPatch) -> None:
         (["metrics=[rouge, f1]"], ["metrics.1", "f1 does not fit `task: generate`; those that do: rouge, bleu"]),
         (
             ["task=text", "data=data.yaml", "metrics=[rouge]"],
-            ["rouge does not fit `task: text`; those that do: perplexity, bits_per_byte"],
+            ["rouge does not fit `task: text`; those that do: bits_per_byte, perplexity"],
         ),
         (["completion='{ansr}'"], ["completion", 'did you mean "answer"?']),
         (["prompt='{question'"], ["prompt", "is not a template"]),

@@ -120,6 +120,7 @@ def test_other_software_is_untouched_by_the_hook(tmp_path: Path) -> None:
     assert {name for name in added if name.split(".")[0] not in sys.stdlib_module_names} == {
         "hfkit",
         "hfkit.recipe_hook",
+        "hfkit.version",
     }
     assert with_hook.pop("hooks") == [*without.pop("hooks"), "RecipeLoader"]
     with_hook["main"].remove("hfkit")

@@ -507,7 +507,7 @@ def test_nothing_is_downloaded_or_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     code = """
 import sys
-from hfkit.evaluation import OF_PYTHON, load_metric
+from hfkit.metrics.catalogue import OF_PYTHON, load_metric
 assert not {"evaluate", "datasets", "numpy", "sacrebleu", "sklearn"} & set(sys.modules)
 import socket
 def refused(*_): raise AssertionError("network")

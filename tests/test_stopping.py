@@ -154,7 +154,7 @@ def test_the_command_line_tells_and_returns_75(
 
 CHILD = """
 import sys, time
-from hfkit import stopping
+from hfkit.runtime import signals
 try:
     with signals.handled():
         print("ready", flush=True)
