@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except HfkitError as error:
         return _fail(error.problems, error.exit_code)
     except (signals.Stopped, KeyboardInterrupt) as error:
-        return _fail([f"stopped by {str(error) or 'SIGINT'}; the same command goes on from here"], signals.EXIT_CODE)
+        return _fail([f"stopped by {str(error) or 'SIGINT'}; rerun the same command to resume"], signals.EXIT_CODE)
     except BrokenPipeError:  # whoever reads the output has enough of it, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or else Python complains at its end
         return 141  # as a shell says it: 128 + SIGPIPE
@@ -73,7 +73,7 @@ def _do(options: argparse.Namespace, overrides: list[str]) -> None:
     else:
         from hfkit.engine import schema
 
-        schema.write(options.folder)
+        schema.write(options.folder, options.reference)
 
 
 def _fail(problems: Sequence[str], exit_code: int) -> int:
@@ -99,10 +99,10 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("recipe", type=Path, help="a .yaml file")
         command.add_argument("overrides", nargs="*", metavar="key.sub=value", help="values to set in the recipe")
         if name == "run":
-            command.add_argument("--rebuild", action="store_true", help="set an old result aside and make it anew")
-            command.add_argument("--fresh", action="store_true", help="set an unfinished run aside and begin it anew")
+            command.add_argument("--rebuild", action="store_true", help="move the old result aside and rebuild it")
+            command.add_argument("--fresh", action="store_true", help="move an unfinished run aside and start over")
             command.add_argument(
-                "--force", action="store_true", help="go on from checkpoints although the recipe has changed"
+                "--force", action="store_true", help="resume from checkpoints even though the recipe changed"
             )
         else:
             command.add_argument("--on", metavar="MACHINE", help="another machine than this one, such as h100x8")
@@ -118,4 +118,5 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("folder", type=Path, help="such as runs/pretrain")
     command = commands.add_parser("schema", help="write the JSON schemas that editors complete and check recipes with")
     command.add_argument("folder", type=Path, nargs="?", default=Path("recipes/schema"))
+    command.add_argument("--reference", type=Path, help="also write a page of all keys, such as docs/recipes.md")
     return parser

@@ -130,11 +130,11 @@ def test_the_table_has_a_line_for_each_limit() -> None:
     lines = table(judged(limits, {"loss": 2.0, "size_bytes": 1_234_567, "gap_closed": None}, {"loss": 1.0}))
     assert [line.split() for line in lines] == [
         ["value", "base", "limit"],
-        ["loss", "2", "1", "<=", "1.5", "MISSED"],
-        ["size_bytes", "1,234,567", "-", "<=", "1,000,000", "MISSED"],
-        ["gap_closed", "-", "-", ">=", "0.5", "MISSED"],
+        ["loss", "2", "1", "<=", "1.5", "FAILED"],
+        ["size_bytes", "1,234,567", "-", "<=", "1,000,000", "FAILED"],
+        ["gap_closed", "-", "-", ">=", "0.5", "FAILED"],
     ]
-    assert table(judged({"loss": "<= 2"}, {"loss": 1}, {}))[1].endswith("kept")
+    assert table(judged({"loss": "<= 2"}, {"loss": 1}, {}))[1].endswith("passed")
 
 
 def test_metrics_give_scores_of_several_names() -> None:
@@ -177,7 +177,7 @@ def test_it_is_kept_but_not_finished(rejected: tuple[Path, int, str], kept: Path
     _, code, told = rejected
     assert code == 3 and told.startswith("error: runs/quantize: misses what recipes/quantize.yaml accepts.")
     rows = [line.split() for line in told.splitlines() if "bytes" in line or "bits" in line]
-    assert [(row[0], row[-1]) for row in rows] == [("size_bytes", "MISSED"), ("bits_per_byte", "kept")]
+    assert [(row[0], row[-1]) for row in rows] == [("size_bytes", "FAILED"), ("bits_per_byte", "passed")]
     names = {path.name for path in FOLDER.iterdir()}
     assert names >= {"model.safetensors", "metrics.json", "README.md", "tokenizer.json"}
     assert manifest.MANIFEST not in names and not list(Path("runs").glob("*.old*"))
@@ -217,7 +217,7 @@ def test_what_needs_it_does_not_run_unless_it_is_named_by_its_folder(
     Path("recipes/evaluate.yaml").write_text(text, encoding="utf-8")
     assert code_of(recipe="recipes/evaluate.yaml") == 3
     told = capsys.readouterr().err
-    assert "MISSED" in told and "<key>=runs/quantize  where it is an input, to use it all the same" in told
+    assert "FAILED" in told and "<key>=runs/quantize  where it is an input, to use it anyway" in told
     assert not Path("runs/evaluate").exists()
     assert code_of("model=runs/quantize", recipe="recipes/evaluate.yaml") == 0
 
@@ -226,7 +226,7 @@ def test_a_comparison_judges_every_model_but_the_first(kept: Path, capsys: pytes
     Path("recipes/compare.yaml").write_text(COMPARE, encoding="utf-8")
     assert code_of(recipe="recipes/compare.yaml") == 3
     told = capsys.readouterr().err
-    assert told.count("MISSED") == 1 and "quantize size_bytes" in told and "<key>=" not in told
+    assert told.count("FAILED") == 1 and "quantize size_bytes" in told and "<key>=" not in told
     assert Path("runs/compare/report.md").exists() and not Path("runs/compare/hfkit.json").exists()
 
 

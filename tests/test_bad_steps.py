@@ -252,7 +252,7 @@ def test_the_counters_survive_an_interruption(tmp_path: Path, capsys: pytest.Cap
     assert f"The weights are those after step 1; the last good checkpoint is {folder / 'checkpoint-3'}." in message
     assert "Lower train.learning_rate or train.max_grad_norm" in message
     assert "--force to go on from that checkpoint" in message and "--fresh to begin again" in message
-    assert "step 4 is left out: loss is nan and gradient norm is nan (3 in a row, 3 stop the run)" in said(capsys)
+    assert "skipped step 4: loss is nan and gradient norm is nan (3 of 3 consecutive before stopping)" in said(capsys)
     assert [line["skipped_steps"] for line in lines_of(folder) if "skipped" in line] == [1, 2, 3]
 
 
@@ -327,7 +327,7 @@ def test_a_run_that_diverges_ends_with_2_and_says_how_to_go_on(
     assert "the last good checkpoint is runs/pretrain/checkpoint-2." in message
     diverging.clear()
     assert cli.main([*common, "train.learning_rate=1e-3", "--force"]) == 0
-    assert "going on from runs/pretrain/checkpoint-2" in capsys.readouterr().out
+    assert "resuming from runs/pretrain/checkpoint-2" in capsys.readouterr().out
 
 
 def test_a_run_that_diverges_before_its_first_checkpoint_can_be_run_again(

@@ -553,7 +553,7 @@ def test_a_teacher_that_was_interrupted_is_made_first(recipe: Path, capsys: pyte
         path.unlink()
     assert cli.main(["plan", RECIPE, "teacher=pretrain.yaml"]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("  pretrain "))
-    assert "runs/pretrain " in line and "unfinished: would go on" in line
+    assert "runs/pretrain " in line and "unfinished: will resume" in line
 
 
 def test_an_encoder_decoder_is_no_teacher(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -404,7 +404,7 @@ def test_the_answer_of_a_chat_ends_with_its_turn(recipe: Path) -> None:
     assert [row["references"] for row in rows] == [[each["answer"]] for each in corpus.rows("runs/tasks", "test")]
     tokenizer = AutoTokenizer.from_pretrained("runs/finetune")
     lengths = [len(tokenizer(row["prediction"])["input_ids"]) for row in rows]
-    assert found["length_words"] == 1 and max(lengths) < 6, rows  # else they would go on for 8 tokens
+    assert found["length_words"] == 1 and max(lengths) < 6, rows  # else they will resume for 8 tokens
     assert all("user" in row["prompt"] and "assistant" in row["prompt"] for row in rows)
 
 

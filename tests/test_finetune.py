@@ -249,7 +249,7 @@ def test_an_adapter_on_two_processes_goes_on_exactly(there: Path) -> None:
     whole = start(99, "whole")
     assert whole.returncode == 0, whole.stderr
     assert "the checkpoint of step 3 is committed" in start(3, "parts").stderr
-    assert "going on from runs/parts/checkpoint-3" in start(99, "parts").stdout
+    assert "resuming from runs/parts/checkpoint-3" in start(99, "parts").stdout
     digests = {manifest.sha256_of(Path(f"runs/{name}/adapter_model.safetensors")) for name in ("whole", "parts")}
     assert len(digests) == 1
     logs = [read_log(Path(f"runs/{name}/metrics.jsonl")) for name in ("whole", "parts")]

@@ -163,7 +163,7 @@ def test_output_that_nobody_reads_to_its_end_is_no_fault_of_the_disk(world: Path
 def test_plan_checks_everything_and_changes_nothing(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", "recipes/pretrain.yaml", "train.max_steps=10"]) == 0
     shown = capsys.readouterr().out
-    assert "would run" in shown and "max_steps: 10" in shown
+    assert "will run" in shown and "max_steps: 10" in shown
     assert "tokens          1,280 in 10 steps of 128" in shown and "parameters" in shown
     assert [path.name for path in Path("runs").iterdir()] == [".cache"]  # where a plan is kept for the card
 

@@ -48,7 +48,7 @@ def training(model: Model, length: int = 64, optimizer: str = "adamw", **train: 
 def test_a_plan_says_what_a_run_will_be(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Planned on a fresh clone, where nothing is prepared: the counts are those of the run."""
     shown = plan(capsys, PRETRAIN)
-    assert shown.count("would run") == 3 and "total" in shown
+    assert shown.count("will run") == 3 and "total" in shown
     planned = {name: plans.kept(graph.resolve(Path(f"recipes/{name}.yaml"))) for name in ("data", "pretrain")}
     assert cli.main(["run", PRETRAIN]) == 0
     made = json.loads(Path("runs/pretrain/hfkit.json").read_text(encoding="utf-8"))

@@ -286,7 +286,7 @@ def test_bad_row_is_named_and_can_be_skipped(tmp_path: Path, name: str, content:
     source = {"files": path, "document": "line" if name == "line.txt" else "file"}
     with pytest.raises(HfkitError) as caught:
         run(tmp_path, many(tmp_path), source)
-    remedy = "; mend the row, or allow a share of bad rows: `bad_rows: {skip: 0.01}`"
+    remedy = "; fix the row, or tolerate a share of bad rows: `bad_rows: {skip: 0.01}`"
     assert str(caught.value).startswith(path + message) and str(caught.value).endswith(remedy)
     metrics, stored = run(tmp_path, many(tmp_path), source, bad_rows={"skip": 0.5})
     assert metrics["dropped"] == {"bad row": 1} and ("fine" in stored) == (name != "a.txt")

@@ -276,7 +276,7 @@ def test_evaluate_and_distill_take_the_folder(recipe: Path, capsys: pytest.Captu
             ["awq: transformers", "makes no such models; use bitsandbytes, torchao"],
         ),
         (["method=gptq", "quantization={bits: 4}"], ["calibration", "is missing; gptq looks at text"]),
-        (["calibration=runs/data"], ["calibration", "bitsandbytes looks at no text; delete the key"]),
+        (["calibration=runs/data"], ["calibration", "bitsandbytes uses no calibration data; delete the key"]),
         (
             ["method=gptq", "quantization={bits: 4}", "calibration=data.yaml", "calibration_split=test"],
             ["calibration_split", "is the test split that the result is evaluated on; calibrate on another"],

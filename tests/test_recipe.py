@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hfkit.engine import graph, schema
+from hfkit.engine import graph, reference, schema
 from hfkit.errors import HfkitError
 from hfkit.recipe import yaml_source
 from hfkit.recipe.fields import Section, marked
@@ -96,6 +96,13 @@ def test_the_schemas_in_the_repository_are_current(name: str) -> None:
         if written["properties"][key]["description"] != current["properties"][key]["description"]:
             del written["properties"][key], current["properties"][key]
     assert written == current
+
+
+def test_the_reference_is_made_from_the_schemas() -> None:
+    page = (RECIPES.parent / "docs" / "recipes.md").read_text(encoding="utf-8")
+    assert page == reference.page(RECIPES / "schema"), "run `hfkit schema --reference docs/recipes.md`"
+    for name in graph.stage_names():
+        assert f"## `stage: {name}`" in page
 
 
 def test_the_schema_explains_the_keys() -> None:

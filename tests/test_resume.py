@@ -119,11 +119,11 @@ def test_a_signal_commits_the_step_it_is_in(output: str, capsys: pytest.CaptureF
     options = [*NINE, *EVALUATED]
     interrupted(*options, output=output, event=event, step=4, act=terminate)
     said = capsys.readouterr().err
-    assert "stopped by SIGTERM: the checkpoint of step 4 is committed; the same command goes on from here" in said
+    assert "stopped by SIGTERM: the checkpoint of step 4 is committed; rerun the same command to resume" in said
     assert checkpoints.newest(Path(f"runs/{output}")) == Path(f"runs/{output}/checkpoint-4")
     with at("on_step_end", 5, kill), pytest.raises(Killed):
         run(*options, output=output)
-    assert f"going on from runs/{output}/checkpoint-4" in capsys.readouterr().out
+    assert f"resuming from runs/{output}/checkpoint-4" in capsys.readouterr().out
 
 
 def test_a_run_may_be_interrupted_again_and_again(output: str) -> None:
@@ -301,7 +301,7 @@ def test_two_processes_go_on_exactly_in_the_second_epoch(output: str) -> None:
     stopped_on_two(*options, output=output, step=5)
     done = torchrun(PRETRAIN, *options, "prompts=[]", f"output_dir=runs/{output}")
     assert done.returncode == 0, done.stderr
-    assert f"going on from runs/{output}/checkpoint-5" in done.stdout
+    assert f"resuming from runs/{output}/checkpoint-5" in done.stdout
     assert result(output) == expected
 
 

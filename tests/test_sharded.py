@@ -63,7 +63,7 @@ def test_a_sharded_run_goes_on_exactly(ready: Path) -> None:
     assert checkpoints.problems_with(checkpoint) == []
 
     done = start("runs/parts")
-    assert done.returncode == 0 and "going on from runs/parts/checkpoint-7" in done.stdout
+    assert done.returncode == 0 and "resuming from runs/parts/checkpoint-7" in done.stdout
     digests = {
         hashlib.sha256(Path(f"runs/{name}/model.safetensors").read_bytes()).hexdigest() for name in ("whole", "parts")
     }

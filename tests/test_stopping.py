@@ -147,7 +147,7 @@ def test_the_command_line_tells_and_returns_75(
 ) -> None:
     monkeypatch.setattr(cli, "_do", lambda options, overrides: send(number))
     assert cli.main(["plan", "recipes/x.yaml"]) == signals.EXIT_CODE == 75
-    assert capsys.readouterr().err == f"error: stopped by {number.name}; the same command goes on from here\n"
+    assert capsys.readouterr().err == f"error: stopped by {number.name}; rerun the same command to resume\n"
 
 
 # ---- the launcher
@@ -280,9 +280,9 @@ def test_a_changed_run_is_refused(
     assert run(*NINE, change, output=begun) == 2
     said = capsys.readouterr().err
     assert f"runs/{begun}: was made from a different recipe than recipes/pretrain.yaml is now:" in said
-    assert f":\n    {difference}\n  Nothing was changed. The ways on:\n" in said
-    assert "--force  to go on from its checkpoints all the same\n" in said
-    assert f"--fresh  to set runs/{begun} aside as runs/{begun}.old1 and begin anew\n" in said
+    assert f":\n    {difference}\n  Nothing was changed. Options:\n" in said
+    assert "--force  to resume from its checkpoints anyway\n" in said
+    assert f"--fresh  to set runs/{begun} aside as runs/{begun}.old1 and start over\n" in said
     assert content(begun) == before
 
 
@@ -290,7 +290,7 @@ def test_fresh_sets_the_old_run_aside_and_begins_anew(begun: str, capsys: pytest
     before = sorted(digest for _, digest in content(begun).values())
     assert run(*NINE, "--fresh", output=begun) == 0
     said = capsys.readouterr().out
-    assert f"the old runs/{begun} is kept as runs/{begun}.old1" in said and "going on from" not in said
+    assert f"the old runs/{begun} is kept as runs/{begun}.old1" in said and "resuming from" not in said
     assert sorted(digest for _, digest in content(f"{begun}.old1").values()) == before
     assert [line["step"] for line in result(begun)["log"]] == list(range(1, 10))
 
@@ -331,8 +331,8 @@ def test_a_forced_run_is_interrupted_and_goes_on_as_any_other(begun: str, capsys
     assert list(checkpoints.committed(Path(f"runs/{begun}")))[-1] == 5
     capsys.readouterr()
     interrupted(*CHANGED, output=begun, event="on_step_begin", step=7, act=terminate)
-    assert f"going on from runs/{begun}/checkpoint-5" in capsys.readouterr().out
+    assert f"resuming from runs/{begun}/checkpoint-5" in capsys.readouterr().out
     assert run(*NINE, output=begun) == 2
     assert "train.learning_rate: 0.005 -> 0.01" in capsys.readouterr().err
     assert run(*CHANGED, output=begun) == 0
-    assert f"going on from runs/{begun}/checkpoint-7" in capsys.readouterr().out
+    assert f"resuming from runs/{begun}/checkpoint-7" in capsys.readouterr().out

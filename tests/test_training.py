@@ -130,7 +130,7 @@ def test_an_unfinished_run_of_another_recipe_is_not_resumed(
     assert cli.main(["run", PRETRAIN, "train.learning_rate=5e-3"]) == 2
     assert "train.learning_rate: 0.01 -> 0.005" in capsys.readouterr().err
     assert cli.main(["run", PRETRAIN]) == 0
-    assert "going on from runs/pretrain/checkpoint-4" in capsys.readouterr().out
+    assert "resuming from runs/pretrain/checkpoint-4" in capsys.readouterr().out
 
 
 def test_a_corpus_smaller_than_a_row_is_told_and_leaves_nothing(
@@ -311,7 +311,7 @@ def test_without_a_compiler_training_goes_on(
     recipe = Path(PRETRAIN)
     recipe.write_text(recipe.read_text(encoding="utf-8").replace("  torch_compile: false\n", ""), encoding="utf-8")
     assert cli.main(["run", PRETRAIN, "train.max_steps=1"]) == 0
-    assert capsys.readouterr().out.count("no C++ compiler here") == 1
+    assert capsys.readouterr().out.count("no C++ compiler found") == 1
 
 
 def test_layers_are_compiled_for_the_training_and_give_the_same_losses() -> None:

@@ -153,7 +153,7 @@ def finish(folder: Path, content: dict[str, Any]) -> None:
 
 
 def check_whole(folder: Path, manifest: dict[str, Any]) -> None:
-    """Hold the sizes of a finished folder's files against its manifest.
+    """Check the sizes of a finished folder's files against its manifest.
 
     Raises:
         HfkitError: naming the files that are missing or of another size.

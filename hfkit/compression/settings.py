@@ -57,7 +57,7 @@ class Pruning(RecipePart):
                     f"{name}={getattr(self, name)}: {self.method} takes {', '.join(takes)}; delete the key"
                 )
         if not set(given) - {"by"}:
-            raise ValueError(f"method={self.method}: says not how much; give {' or '.join(takes)}")
+            raise ValueError(f"method={self.method}: does not say how much to prune; set {' or '.join(takes)}")
         if self.sparsity is not None:
             share = _share(self.sparsity)
             if share is None or not 0 < share < 1:
@@ -118,9 +118,9 @@ def check_calibration(recipe: Any, places: dict[str, str], needed: bool, by: str
         by: its name.
     """
     if needed and recipe.calibration is None:
-        yield "calibration", f"is missing; {by} looks at text: name a data set, whose training split is taken"
+        yield "calibration", f"is missing; {by} needs calibration data: name a data set, whose training split is taken"
     if not needed and recipe.calibration is not None:
-        yield "calibration", f"{by} looks at no text; delete the key"
+        yield "calibration", f"{by} uses no calibration data; delete the key"
     if needed and places.get("calibration") == places["data"] and recipe.calibration_split == recipe.split:
         rule = f"is the {recipe.split} split that the result is evaluated on; calibrate on another"
         yield "calibration_split", rule

@@ -58,7 +58,7 @@ class Cleaning:
         key_columns: what tells rows apart; all columns where it is None.
         group_column: the column whose rows of one value stay in one split.
         shares: of the rows that go into the test and the validation split.
-        repair: whether text that was decoded wrongly is mended.
+        repair: whether wrongly decoded text is repaired.
         min_characters: rows with less text are dropped.
     """
 
@@ -138,13 +138,13 @@ class Cleaning:
 
 
 def clean(text: str, repair: bool) -> str:
-    """Unicode NFC, with text that was decoded wrongly mended. ASCII has nothing to mend and is passed as it is."""
+    """Unicode NFC, with wrongly decoded text repaired. ASCII has nothing to repair and is passed as it is."""
     if text.isascii():
         return text
     if repair and may_be_mojibake(text):
         import ftfy
 
-        # Only the encoding is mended: quotes, ligatures and widths are the author's.
+        # Only the encoding is repaired: quotes, ligatures and widths are the author's.
         text = ftfy.fix_encoding(text)
     return unicodedata.normalize("NFC", text)
 

@@ -103,8 +103,8 @@ def summary(metrics: dict[str, Any], found: dict[str, Scores], output: Path) -> 
             lines.append("  The same student without a teacher is as good as the teacher: there was nothing to gain.")
         else:
             lines.append(
-                f"  Of what the teacher is better than the same student trained without it, distillation has won "
-                f"{closed:.0%} (gap_closed)."
+                f"  Distillation closed {closed:.0%} of the gap between training without a teacher and the teacher "
+                f"(gap_closed)."
             )
     lines.append("")
     if "targets_bytes_per_token" in metrics:

@@ -91,7 +91,7 @@ def _resolve(
     place = path.resolve()
     if place in above:
         chain = " -> ".join(item.name for item in [*above[above.index(place) :], place])
-        problems.append(f"{path}: needs its own result ({chain}); name a folder instead of one of these recipes")
+        problems.append(f"{path}: circular dependency ({chain}); name a folder instead of one of these recipes")
         return None
     if place not in known:
         known[place] = None

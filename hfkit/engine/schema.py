@@ -5,7 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from hfkit.engine import graph
+from hfkit.engine import graph, reference
 from hfkit.recipe.fields import Input, Section, marked
 from hfkit.recipe.validation import section_model
 
@@ -27,10 +27,14 @@ def of_stage(name: str) -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
-def write(folder: Path) -> None:
-    """Write `<stage>.json` for every stage into `folder`."""
+def write(folder: Path, page: Path | None = None) -> None:
+    """Write `<stage>.json` for every stage into `folder`, and a page of all keys."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in graph.stage_names():
         path = folder / f"{name}.json"
         path.write_text(json.dumps(of_stage(name), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         print(f"wrote {path}")
+    if page is not None:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text(reference.page(folder), encoding="utf-8")
+        print(f"wrote {page}")

@@ -142,11 +142,11 @@ def rejection(node: Node, missed: list[str]) -> Rejected:
     lines = [
         f"{folder}: misses what {node.source.path} accepts. It is kept for inspection, but is not finished:",
         *(f"    {line}" for line in missed),
-        "  Change the recipe or its limits and run it again. The ways on without that:",
-        f"    --fresh  to set {folder} aside as {folder}.old1 and make it anew",
+        "  Change the recipe or its limits and run it again. To continue anyway:",
+        f"    --fresh  to set {folder} aside as {folder}.old1 and rebuild it",
     ]
     if node.recipe.MAKES != "evaluation":
-        lines.append(f"    <key>={folder}  where it is an input, to use it all the same")
+        lines.append(f"    <key>={folder}  where it is an input, to use it anyway")
     return Rejected("\n".join(lines))
 
 
@@ -158,15 +158,15 @@ def _refusal(node: Node, differences: list[str], is_target: bool, is_finished: b
     elif is_finished:
         ways.append(f"<key>={folder}  where it is an input, to use it as it is")
     if is_finished:
-        ways.append(f"--rebuild  to set {folder} aside as {folder}.old1 and make it anew")
+        ways.append(f"--rebuild  to set {folder} aside as {folder}.old1 and rebuild it")
     else:
-        ways.append("--force  to go on from its checkpoints all the same")
-        ways.append(f"--fresh  to set {folder} aside as {folder}.old1 and begin anew")
+        ways.append("--force  to resume from its checkpoints anyway")
+        ways.append(f"--fresh  to set {folder} aside as {folder}.old1 and start over")
     return "\n".join(
         [
             f"{folder}: was made from a different recipe than {node.source.path} is now:",
             *(f"    {line}" for line in differences),
-            "  Nothing was changed. The ways on:",
+            "  Nothing was changed. Options:",
             *(f"    {way}" for way in ways),
         ]
     )

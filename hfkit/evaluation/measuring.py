@@ -52,7 +52,7 @@ def measure(recipe: Any, rows: list[dict[str, Any]], place: str, prompts: list[s
     try:
         return isolated.call(f"{__name__}:_measure", recipe, rows, place, prompts)
     except isolated.Ended:
-        raise HfkitError(f"{place}: the process that measured it was ended, most likely for want of memory") from None
+        raise HfkitError(f"{place}: the process that measured it was killed, probably out of memory") from None
 
 
 def costs_of(recipe: Any, place: str, data: str) -> dict[str, float | None]:

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from hfkit.planning.work import Known, Work
 
 _WORDS = {
-    "absent": "would run",
-    "unfinished": "unfinished: would go on",
-    "changed": "would run anew",
-    "forced": "would go on",
-    "finished": "would run anew",
+    "absent": "will run",
+    "unfinished": "unfinished: will resume",
+    "changed": "will be rebuilt",
+    "forced": "will resume",
+    "finished": "will be rebuilt",
 }
 
 
@@ -193,7 +193,7 @@ def _print_table(
     rows = [["", "", "", "", "time", "memory", "disk", "energy", "CO2", "money"]]
     for node in nodes:
         state = todo.get(str(node.output_dir))
-        words = _WORDS[state] if state else "up to date" if node.output_dir.exists() else "is gone, but not needed"
+        words = _WORDS[state] if state else "up to date" if node.output_dir.exists() else "missing (not needed)"
         row = [node.recipe.stage, str(node.source.path), str(node.output_dir), words]
         found = of_node.get(str(node.output_dir))
         rows.append([*row, *_cells(found, costs)] if found is not None and costs is not None else [*row, *[""] * 6])

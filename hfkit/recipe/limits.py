@@ -117,7 +117,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
             " ".join(filter(None, (row["name"], row["metric"]))),
             *(_number(row[key]) for key in ("value", "base")),
             row["limit"] if row["allowed"] is None else f"{row['limit'].split()[0]} {_number(row['allowed'])}",
-            "kept" if row["kept"] else "MISSED",
+            "passed" if row["kept"] else "FAILED",
         ]
         for row in rows
     ]

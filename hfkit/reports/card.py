@@ -192,7 +192,9 @@ def _limits(content: dict[str, Any]) -> list[str]:
     metrics, recipe = content["metrics"], content["recipe"]
     if limits := KINDS[content["makes"]].limits:
         return list(limits)
-    lines = ["It knows what its data say, and nothing else; it makes things up. Test it on your own text before use."]
+    lines = [
+        "It only knows its training data and can state falsehoods confidently. Test it on your own text before use."
+    ]
     if recipe.get("task") == "classify":
         lines = ["It chooses one of its classes for any text, also one that belongs to none of them."]
         if "exact_match" in metrics:  # of lists of classes

@@ -36,7 +36,7 @@ def call(function: str, *arguments: Any, is_silent: bool = False) -> Any:
         answer = answers.recv()
         process.join(ENDING)
     except EOFError:
-        raise Ended(f"{function}: its process was ended, most likely for want of memory") from None
+        raise Ended(f"{function}: its process was killed, probably out of memory") from None
     finally:
         process.kill()  # also where this run is stopped
         process.join()

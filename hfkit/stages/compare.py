@@ -75,9 +75,7 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     (output / "report.md").write_text(report.markdown(found, title), encoding="utf-8")
     (output / "report.html").write_text(report.page(found, title), encoding="utf-8")
     say(report.screen(found))
-    say(
-        f"  nothing dominates {', '.join(found['undominated'])}; report.md, report.html and report.json are the report"
-    )
+    say(f"  Pareto-optimal: {', '.join(found['undominated'])}; report.md, report.html and report.json are the report")
     return {**found, "models": _flat(found), "accept": judged}
 
 

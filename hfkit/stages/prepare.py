@@ -57,7 +57,7 @@ class Recipe(StageRecipe):
         None, min_length=1, description="Names of the classes: others are refused, numbers are places in this list."
     )
     split: Split = Split()
-    repair: bool = pydantic.Field(True, description="Mend wrongly decoded text (mojibake) with ftfy.")
+    repair: bool = pydantic.Field(True, description="Repair mojibake (wrongly decoded text) with ftfy.")
     deduplicate: bool | list[str] = pydantic.Field(
         True, description="Keep one of several rows that are the same, or the same in the columns named here."
     )
@@ -183,7 +183,7 @@ def _slices(recipe: Recipe, columns: Columns) -> Iterator[Slice]:
 
 def _refuse_or_keep(row: BadRow, bad_rows: list[BadRow], allowed: BadRows | None) -> None:
     if allowed is None:
-        remedy = "mend the row, or allow a share of bad rows: `bad_rows: {skip: 0.01}`"
+        remedy = "fix the row, or tolerate a share of bad rows: `bad_rows: {skip: 0.01}`"
         raise HfkitError(f"{row.origin}: {row.reason}; {remedy}")
     bad_rows.append(row)
 

@@ -47,7 +47,9 @@ class Recipe(ScoredRecipe):
     @pydantic.model_validator(mode="after")
     def _keys_that_fit(self) -> "Recipe":
         if self.recover is not None and self.train is None:
-            raise ValueError("recover=...: says not for how long; add `train:` with max_steps or num_train_epochs")
+            raise ValueError(
+                "recover=...: does not say how long to train; add `train:` with max_steps or num_train_epochs"
+            )
         if self.recover is None and self.train is not None:
             raise ValueError("train=...: nothing is trained; add `recover: {}`, or delete the key")
         if self.recover is not None and self.task == "classify":

@@ -125,7 +125,9 @@ class GuardedTrainer(Trainer):
         self.log({"skipped": reason, "skipped_steps": self.guard.skipped})
         self.control.should_log = is_log_due
         if is_main():
-            tqdm.write(f"  step {step} is left out: {reason} ({self.guard.in_a_row} in a row, {limit} stop the run)")
+            tqdm.write(
+                f"  skipped step {step}: {reason} ({self.guard.in_a_row} of {limit} consecutive before stopping)"
+            )
         if self.guard.is_exhausted:
             last = checkpoints.last(Path(self.args.output_dir))
             raise HfkitError(

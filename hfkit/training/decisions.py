@@ -122,7 +122,7 @@ def _compilation_pays(
 ) -> bool:
     """Whether compilation saves more time than it takes, by the measured time of one pass without it."""
     if args.device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++", "cl"))):
-        say("  no C++ compiler here: training goes on without torch.compile, which would make it faster")
+        say("  no C++ compiler found: training without torch.compile (slower)")
         return False
     if args.device.type not in ("cpu", "cuda"):
         return False

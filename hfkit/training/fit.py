@@ -35,7 +35,7 @@ def fit(
     speed = Speed(trainer, tokens, flops, decided["roof_flops"] * world_size())
     watch(trainer, speed, output / "metrics.jsonl")
     if checkpoint is not None:
-        say(f"  going on from {checkpoint}")
+        say(f"  resuming from {checkpoint}")
     trainer.train(resume_from_checkpoint=checkpoint)
     return {
         **decided,

@@ -15,7 +15,7 @@ NewWorld = Callable[..., World]
 PREPARE = [*HFKIT[:-1], "recipes/data.yaml"]
 ROW = '{"text": "fine row"}\n'
 BOM = b"\xef\xbb\xbf"
-REMEDY = "mend the row, or allow a share of bad rows: `bad_rows: {skip: 0.01}`"
+REMEDY = "fix the row, or tolerate a share of bad rows: `bad_rows: {skip: 0.01}`"
 BAD_ROWS = {
     "bad JSONL row": ("bad.jsonl", ROW + '{"text": nope}\n', "bad.jsonl:2: not a JSON object: "),
     "no object": ("bad.jsonl", ROW + "[1, 2]\n", "bad.jsonl:2: not a JSON object but list"),

@@ -32,7 +32,7 @@ def survive(ledger: Ledger, new: NewWorld, what: str, value: str, step: int) -> 
         # NaN in place of an infinite loss's gradient is as bad: what is told must name the one that was put there.
         told = f"loss is {value}" if what == "loss" else f"gradient norm is {value}"
         must_tell(told in skipped[0]["skipped"], f"{told!r} is not in {skipped}")
-        must_tell(f"step {step} is left out: {skipped[0]['skipped']}" in text, f"not on the screen:\n{text}")
+        must_tell(f"skipped step {step}: {skipped[0]['skipped']}" in text, f"not on the screen:\n{text}")
         metrics = json.loads((world.out / "metrics.json").read_text())
         must_tell(metrics["skipped_steps"] == 1, f"not counted: {metrics['skipped_steps']}")
         assert metrics["steps"] == 20 and lines[-1]["step"] == 20

@@ -69,8 +69,8 @@ def survive(
         text = world.ends_as(expected)
         told = "WARNING: checkpoint-12 is damaged and set aside as checkpoint-12.corrupt:"
         must_tell(told in text, f"no warning in:\n{text}")
-        must_tell(f"{name}: " in text.split(told)[1].split("going on from")[0], f"{name} is not named in:\n{text}")
-        must_tell(f"going on from {world.out.relative_to(world.folder)}/checkpoint-8" in text, text)
+        must_tell(f"{name}: " in text.split(told)[1].split("resuming from")[0], f"{name} is not named in:\n{text}")
+        must_tell(f"resuming from {world.out.relative_to(world.folder)}/checkpoint-8" in text, text)
 
 
 def test_the_files_damaged_are_those_of_a_checkpoint(stopped: World) -> None:

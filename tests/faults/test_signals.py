@@ -46,7 +46,7 @@ def stopped_at(world: World, place: str, *signals: int, command: list[str] = HFK
 
 def has_said(text: str, name: str, step: int | None) -> None:
     must_tell(f"stopped by {name}" in text, f"{name} is not told:\n{text}")
-    must_tell("the same command goes on from here" in text, text)
+    must_tell("rerun the same command to resume" in text, text)
     if step is not None:
         must_tell(f"the checkpoint of step {step} is committed" in text, f"step {step} is not told:\n{text}")
 
