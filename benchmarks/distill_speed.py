@@ -233,7 +233,7 @@ def main() -> None:
         "parameters": {"teacher": teacher.num_parameters(), "student": model(STUDENT).num_parameters()},
         "roof_gflops": statistics.median(peaks) / 1e9,
         "tokens_per_second": speeds,
-        "roof_share": {
+        "mfu": {
             label: speed * (own + (theirs if label in ("trl GKD", "hfkit, online") else 0)) / statistics.median(peaks)
             for label, speed in speeds.items()
         },

@@ -156,8 +156,8 @@ def _training(
     speed = size.rows * size.tokens / statistics.median(times[2:] or times)
     return {
         "tokens_per_second": speed,  # of steps after the second
-        "roof_share": speed * flops / measured,
-        "mfu": speed * flops / nominal if nominal else None,
+        "mfu": speed * flops / measured,
+        "mfu_of_published_peak": speed * flops / nominal if nominal else None,
         "first_step_seconds": times[0],
         "peak_bytes": peak(),
     }

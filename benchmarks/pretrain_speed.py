@@ -187,7 +187,7 @@ def main() -> None:
     for name in contenders:
         speed = ROWS * TOKENS / statistics.median(seconds[name])
         share = speed * flops / peak
-        rows[name] = {"tokens_per_second": speed, "roof_share": share, "first_step_seconds": first[name]}
+        rows[name] = {"tokens_per_second": speed, "mfu": share, "first_step_seconds": first[name]}
     ours, trainer_row, loop_row = (
         rows[name]["tokens_per_second"]
         for name in ("hfkit", "Trainer defaults, stock Llama", "plain loop, torch.compile, stock Llama")

@@ -70,6 +70,12 @@ def _do(options: argparse.Namespace, overrides: list[str]) -> None:
         from hfkit.artifacts import lineage
 
         print(lineage.of(options.folder))
+    elif options.command == "new":
+        from hfkit.engine.new import new
+
+        recipes = new(options.folder, options.template)
+        print(f"wrote {', '.join(map(str, reversed(recipes)))}")
+        print(f"next: cd {options.folder} && accelerate launch recipes/{options.template}.yaml")
     else:
         from hfkit.engine import schema
 
@@ -116,6 +122,12 @@ def _parser() -> argparse.ArgumentParser:
     text = "show what a folder was made of, and which of that has changed since"
     command = commands.add_parser("lineage", help=text, description=text)
     command.add_argument("folder", type=Path, help="such as runs/pretrain")
+    text = "write a project of your own: recipes, a folder for data, a README"
+    command = commands.add_parser("new", help=text, description=text)
+    command.add_argument("folder", type=Path, help="a folder that is not there yet")
+    command.add_argument(
+        "--template", default="pretrain", help="the recipe to begin with, such as finetune or distill"
+    )
     command = commands.add_parser("schema", help="write the JSON schemas that editors complete and check recipes with")
     command.add_argument("folder", type=Path, nargs="?", default=Path("recipes/schema"))
     command.add_argument("--reference", type=Path, help="also write a page of all keys, such as docs/recipes.md")

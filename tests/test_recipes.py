@@ -11,7 +11,6 @@ import pytest
 import yaml
 
 from hfkit import cli
-from hfkit.artifacts import manifest
 from hfkit.engine import graph, states
 from hfkit.hub import push
 from tests.toy import WORDS
@@ -66,63 +65,13 @@ def test_the_main_job_runs_from_nothing(
     shown = capsys.readouterr()
     assert "runs/pretrain is up to date" in shown.out
 
-    # What comes after it, on a few rows of the same data: two steps of each training, and an evaluation.
-    steps = [option for option in SHORT if "save_strategy" not in option]
-    for name, rows in (("data", 40), ("functions", 1000), ("packages", 1000)):
-        few = [f"sources.0.limit={rows}", "split.validation=0.2", "split.test=0.2", f"output_dir=runs/few-{name}"]
-        assert cli.main(["run", str(ROOT / "recipes" / f"{name}.yaml"), *few]) == 0
-    for name, data in (("finetune", "functions"), ("classify", "packages")):
-        options = ["model=runs/pretrain", f"data=runs/few-{data}", "train.num_train_epochs=1"]
-        assert cli.main(["run", str(ROOT / "recipes" / f"{name}.yaml"), *options, *steps]) == 0
-    line = next(line for line in commands() if line.startswith("hfkit run recipes/distill.yaml"))
-    distill, *options = [str(ROOT / "recipes" / "distill.yaml"), *shlex.split(line)[3:]]
-    data = "data=runs/few-data"
-    for more in ([], [*options, "output_dir=runs/cut"]):
-        assert cli.main(["run", distill, "teacher=runs/pretrain", data, *SHORT, *more]) == 0
-    metrics = json.loads(Path("runs/distill/metrics.json").read_text(encoding="utf-8"))
-    assert 0 < metrics["retention"] < 2 and "gap_closed" in metrics  # of a teacher of two steps, it may be above 1
-
-    # Smaller models, of a few rows, whatever they have lost.
-    few = ["model=runs/pretrain", data, "limit=2", "accept={}"]
-    line = next(line for line in commands() if line.startswith("hfkit run recipes/prune.yaml"))
-    prune, *options = [str(ROOT / "recipes" / "prune.yaml"), *shlex.split(line)[3:]]
-    for more in ([], [*options, "output_dir=runs/masked"]):
-        assert cli.main(["run", prune, *few, "calibration=runs/few-data", "calibration_rows=4", *SHORT, *more]) == 0
-    for name in ("quantize", "quantize-nf4"):
-        assert cli.main(["run", str(ROOT / "recipes" / f"{name}.yaml"), *few]) == 0
-    models = [f"models.{place}=runs/{name}" for place, name in enumerate(("pretrain", "distill", "prune", "quantize"))]
-    compare = str(ROOT / "recipes" / "compare.yaml")
-    assert cli.main(["run", compare, *models, "models.4=runs/quantize-nf4", data, "limit=2"]) == 0
-    assert "<svg" in Path("runs/compare/report.html").read_text(encoding="utf-8")
-    assert {path.name for path in Path("runs/finetune").iterdir()} >= {"adapter_model.safetensors", "merged"}
-    evaluate = str(ROOT / "recipes" / "evaluate.yaml")
-    assert (
-        cli.main(
-            [
-                "run",
-                evaluate,
-                "model=runs/finetune",
-                "data=runs/few-functions",
-                "limit=4",
-                "generation.max_new_tokens=4",
-            ]
-        )
-        == 0
-    )
-    assert len(Path("runs/evaluate/predictions.jsonl").read_text(encoding="utf-8").splitlines()) == 4
-
-    line = next(line for line in commands() if line.startswith("hfkit lineage"))
-    assert cli.main(shlex.split(line)[1:]) == 0
-
     # The secrets of the environment are in no file, no line of output, and nothing that is pushed.
     monkeypatch.setattr(push, "try_out", lambda *asked: None)
     hub = request.getfixturevalue("hub")
     line = next(line for line in commands() if line.startswith("hfkit push"))
     assert cli.main(shlex.split(line.replace("org/", "lab/"))[1:]) == 0 and hub.repo("lab/name").private
-    for name in ("pretrain", *(path.name for path in sorted(Path("runs").iterdir()) if path.name != "pretrain")):
-        made = manifest.read_json(Path("runs") / name) or {"makes": "evaluation"}
-        assert cli.main(["push", f"runs/{name}", f"lab/{name}"]) == (2 if made["makes"] == "evaluation" else 0)
-    assert len(hub.state.repos) >= 12
+    assert all(cli.main(["push", f"runs/{name}", f"lab/{name}"]) == 0 for name in ("data", "tokenizer"))
+    assert len(hub.state.repos) == 3
     found = [path.read_bytes() for path in Path().rglob("*") if path.is_file()]
     found += ["".join((*shown, *capsys.readouterr())).encode(), hub.sent()]
     for secret in (*CANARIES.values(), os.environ["HF_TOKEN"]):

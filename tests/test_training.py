@@ -50,7 +50,7 @@ def test_a_pretraining_leaves_what_it_promises(ready: Path, capsys: pytest.Captu
         found["parameters"] == sum(tensor.numel() for tensor in weights("runs/pretrain").values()) - 320 * 32
     )  # tied
     assert found["size_bytes"] > (folder / "model.safetensors").stat().st_size
-    assert found["tokens_per_second"] > 0 and 0 < found["roof_share"] < 1 and found["train_seconds"] > 0
+    assert found["tokens_per_second"] > 0 and 0 < found["mfu"] < 1 and found["train_seconds"] > 0
     assert {"validation_loss", "validation_perplexity", "validation_bits_per_byte", "bits_per_byte"} <= set(found)
 
     log = read_log(folder / "metrics.jsonl")
@@ -358,8 +358,8 @@ def test_speed_leaves_out_pauses_and_the_first_step(monkeypatch: pytest.MonkeyPa
     logs = {"loss": 1.0}
     speed.on_log(args, state, control, logs=logs)
     assert speed.first_step_seconds == 50.0
-    assert logs == {"loss": 1.0, "tokens_per_second": 40.0, "roof_share": 0.08}  # 4 * 100 tokens in 12 - 2 seconds
-    assert speed.summary() == {"tokens_per_second": 40.0, "roof_share": 0.08}
+    assert logs == {"loss": 1.0, "tokens_per_second": 40.0, "mfu": 0.08}  # 4 * 100 tokens in 12 - 2 seconds
+    assert speed.summary() == {"tokens_per_second": 40.0, "mfu": 0.08}
 
 
 def test_a_log_that_a_kill_cut_short_is_read_and_drawn(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def summary(metrics: dict[str, Any], found: dict[str, Scores], output: Path) -> 
     if metrics["tokens_per_second"]:
         lines.append(
             f"  trained at {metrics['tokens_per_second']:,.0f} tokens/s, "
-            f"{metrics['roof_share']:.0%} of the measured matmul peak, in {metrics['train_seconds']:,.0f} s"
+            f"{metrics['mfu']:.0%} of the measured matmul peak, in {metrics['train_seconds']:,.0f} s"
         )
     return "\n".join([*lines, f"  {metrics['size_bytes'] / 1e6:,.1f} MB; everything is in {output}/"])
 

@@ -22,7 +22,7 @@ from hfkit.training.resumable import ResumableTrainer
 
 
 class Speed(TrainerCallback):
-    """Adds `tokens_per_second` and `roof_share` to each log, and knows them for the whole run.
+    """Adds `tokens_per_second` and `mfu` to each log, and knows them for the whole run.
 
     Evaluation, saving and the first step, which compiles, do not count. A log has just waited for the device, so the
     time between two logs is honest on a GPU too.
@@ -65,14 +65,14 @@ class Speed(TrainerCallback):
         tokens, seconds = (state.global_step - self.step) * self.tokens_per_step, self._elapsed()
         self.tokens, self.seconds = self.tokens + tokens, self.seconds + seconds
         logs["tokens_per_second"] = tokens / seconds
-        logs["roof_share"] = logs["tokens_per_second"] / self.roof_tokens_per_second
+        logs["mfu"] = logs["tokens_per_second"] / self.roof_tokens_per_second
         self._mark(state)
 
     def summary(self) -> dict[str, float | None]:
         if not self.seconds:
-            return {"tokens_per_second": None, "roof_share": None}
+            return {"tokens_per_second": None, "mfu": None}
         speed = self.tokens / self.seconds
-        return {"tokens_per_second": speed, "roof_share": speed / self.roof_tokens_per_second}
+        return {"tokens_per_second": speed, "mfu": speed / self.roof_tokens_per_second}
 
     def _mark(self, state: TrainerState) -> None:
         self.step, self.time, self.pauses = state.global_step, time.perf_counter(), self.trainer.pauses
@@ -158,7 +158,7 @@ class TrainingBar(ProgressCallback):
             return
         shown = {"loss": f"{logs['loss']:.3f}"}
         if "tokens_per_second" in logs:
-            shown |= {"tok/s": f"{logs['tokens_per_second']:,.0f}", "of peak": f"{logs['roof_share']:.0%}"}
+            shown |= {"tok/s": f"{logs['tokens_per_second']:,.0f}", "of peak": f"{logs['mfu']:.0%}"}
         self.training_bar.set_postfix(shown, refresh=False)
 
 
@@ -189,7 +189,7 @@ class TrainingLines(TrainerCallback):
             parts.append(f"loss {logs['loss']:.3f}")
             if "tokens_per_second" in logs:
                 parts.append(f"{logs['tokens_per_second']:,.0f} tok/s")
-                parts.append(f"{logs['roof_share']:.0%} of peak")
+                parts.append(f"{logs['mfu']:.0%} of peak")
             say("  ".join([*parts, *self._left(state)]))
         elif "eval_loss" in logs:
             scores = {key.removeprefix("eval_"): value for key, value in logs.items() if key.startswith("eval_")}
