@@ -214,7 +214,7 @@ CASES: dict[str, tuple[Change, list[str], list[str]]] = {
     "a recipe that needs itself": (
         edit(DATA, "stage: prepare", "stage: tokenizer\ndata: data.yaml"),
         [TOKENIZER],
-        ["data.yaml", "needs its own result"],
+        ["data.yaml", "circular dependency ("],
     ),
     "two recipes for one folder": (
         nothing,

@@ -118,7 +118,7 @@ def test_every_model_has_a_row_beside_the_first(there: Path, capsys: pytest.Capt
     assert found["undominated"] == [row["name"] for row in best]
     assert 0 < found["model_seconds"] <= found["seconds"]
     shown = capsys.readouterr().out
-    assert f"nothing dominates {', '.join(found['undominated'])}" in shown and "over the first" in shown
+    assert f"Pareto-optimal: {', '.join(found['undominated'])}" in shown and "over the first" in shown
     metrics = json.loads(Path("runs/compare/metrics.json").read_text(encoding="utf-8"))
     assert metrics["models"]["int8"]["size_bytes"] == rows["int8"]["size_bytes"]
 
@@ -306,7 +306,7 @@ def test_a_process_that_fails_or_ends_is_told(there: Path, monkeypatch: pytest.M
     with pytest.raises(HfkitError, match="runs/nothere: no tokenizer can be loaded"):
         measuring.measure(scored(), rows, "runs/nothere")
     monkeypatch.setattr(isolated, "_answer", die)
-    with pytest.raises(HfkitError, match="runs/small: the process that measured it was ended"):
+    with pytest.raises(HfkitError, match="runs/small: the process that measured it was killed"):
         measuring.measure(scored(), rows, "runs/small")
 
 

@@ -281,7 +281,7 @@ def test_two_processes_recover_with_masks_held(there: Path) -> None:  # noqa: F8
         ([*DEPTH, "pruning.sparsity=0.5"], ["sparsity=0.5: depth takes drop_layers, by"]),
         (["pruning={method: depth, drop_layers: 2}"], ["pruning.drop_layers", "below the model's 2 layers, got 2"]),
         (["pruning={method: width, hidden_size: 65}"], ["pruning.hidden_size", "from 1 to the model's 64, got 65"]),
-        (["calibration=null"], ["calibration", "is missing; sparsegpt looks at text: name a data set"]),
+        (["calibration=null"], ["calibration", "is missing; sparsegpt needs calibration data: name a data set"]),
         (["pruning.method=magnitude"], ["calibration", "magnitude uses no calibration data; delete the key"]),
         (["calibration_split=test"], ["calibration_split", "is the test split that the result is evaluated on"]),
         (["sequence_length=64"], ["sequence_length", "at most the model's 32 positions, got 64"]),

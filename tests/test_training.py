@@ -126,7 +126,7 @@ def test_an_unfinished_run_of_another_recipe_is_not_resumed(
     with monkeypatch.context() as patch:
         patch.setattr(HfkitTrainer, "evaluate", stop)
         assert cli.main(["run", PRETRAIN]) == 75
-    assert "goes on from here" in capsys.readouterr().err
+    assert "rerun the same command to resume" in capsys.readouterr().err
     assert cli.main(["run", PRETRAIN, "train.learning_rate=5e-3"]) == 2
     assert "train.learning_rate: 0.01 -> 0.005" in capsys.readouterr().err
     assert cli.main(["run", PRETRAIN]) == 0
