@@ -233,6 +233,25 @@ def test_packed_documents_do_not_see_each_other(positions: str, attention: str, 
         assert_close(logits[:, 5:], logits_of(model, document))
 
 
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_compiled_rows_have_a_mask_only_where_documents_are_packed(is_packed: bool) -> None:
+    """With a mask sdpa has no flash kernel on a GPU."""
+    torch._dynamo.reset()
+    model, input_ids, masks = tiny_model(), random_ids(2, 12), list[bool]()
+    position_ids = {"position_ids": (torch.arange(12) % 5).expand(2, 12)} if is_packed else {}
+
+    def backend(module: torch.fx.GraphModule, inputs: Any) -> Any:
+        attention = torch.nn.functional.scaled_dot_product_attention
+        calls = [node for node in module.graph.nodes if node.target is attention]
+        masks.extend(node.kwargs["attn_mask"] is not None for node in calls)
+        return module.forward
+
+    expected = logits_of(model, input_ids, use_cache=False, **position_ids)
+    compiled = torch.compile(model, backend=backend)
+    assert_close(logits_of(compiled, input_ids, use_cache=False, **position_ids), expected)
+    assert masks == [is_packed] * 2
+
+
 @pytest.mark.parametrize("attention", ["eager", "flex_attention"])
 def test_attention_implementations_agree(attention: str) -> None:
     model, batch = tiny_model(), padded(ROWS, "left")

@@ -301,6 +301,7 @@ class HfkitModel(HfkitPreTrainedModel):
             inputs_embeds = self.embed_tokens(input_ids)
         cache = past_key_values if cache is None else cache
         sequence = inputs_embeds.shape[1]
+        is_one_document = attention_mask is None and position_ids is None and cache is None
         has_padding_mask = isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2
         if position_ids is None and has_padding_mask and self.config.position_embedding_type != "rope":
             # Absolute positions count from the first token, wherever the padding ends.
@@ -312,6 +313,8 @@ class HfkitModel(HfkitPreTrainedModel):
         # `generate` hands over a mask per layer type that it prepared itself; all of our layers are of one type.
         if isinstance(attention_mask, dict):
             causal_mask = attention_mask["full_attention"]
+        elif is_one_document and self.config._attn_implementation == "sdpa":
+            causal_mask = None  # sdpa's own; while compiling, transformers makes a mask that keeps its fast kernels away
         else:
             causal_mask = create_causal_mask(self.config, inputs_embeds, attention_mask, cache, position_ids)
 
