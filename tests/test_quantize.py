@@ -29,6 +29,7 @@ from hfkit.compression import calibration, quantization
 from hfkit.errors import HfkitError
 from hfkit.model import HfkitConfig, HfkitForCausalLM
 from hfkit.model.loading import load_model
+from hfkit.model.quantized import bitsandbytes_config
 from hfkit.planning import parts
 from hfkit.planning.work import Model
 from tests.test_distill import DISTILL
@@ -143,6 +144,20 @@ def test_modules_to_skip_add_to_the_head(recipe: Path) -> None:
     assert set(found["whole_modules"]) == {"lm_head", *queries} and set(found["quantized_modules"]) == ALL - queries
     model = load_model("runs/some")
     assert all(type(model.get_submodule(name)) is nn.Linear for name in found["whole_modules"])
+
+
+def test_a_gpu_multiplies_four_bits_in_the_type_that_it_is_fast_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, four_bits = (
+        HfkitForCausalLM(HfkitConfig(vocab_size=64, hidden_size=64, num_attention_heads=4)),
+        {"load_in_4bit": True},
+    )
+    assert bitsandbytes_config(four_bits, model).bnb_4bit_compute_dtype == torch.float32
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for is_fast, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda is_fast=is_fast, **_: is_fast)
+        assert bitsandbytes_config(four_bits, model).bnb_4bit_compute_dtype == dtype
+        told = {**four_bits, "bnb_4bit_compute_dtype": "float16"}
+        assert bitsandbytes_config(told, model).bnb_4bit_compute_dtype == torch.float16
 
 
 def test_packed_numbers_of_a_floating_type_count_as_quantized(recipe: Path) -> None:

@@ -5,13 +5,14 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
-from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerControl, TrainerState, TrainingArguments, default_data_collator
 
 from hfkit import cli
 from hfkit.data.rows.packing import IGNORED, PackedRows
@@ -312,6 +313,26 @@ def test_without_a_compiler_training_goes_on(
     recipe.write_text(recipe.read_text(encoding="utf-8").replace("  torch_compile: false\n", ""), encoding="utf-8")
     assert cli.main(["run", PRETRAIN, "train.max_steps=1"]) == 0
     assert capsys.readouterr().out.count("no C++ compiler found") == 1
+
+
+def test_a_pass_whose_logits_do_not_fit_decides_for_compilation(tmp_path: Path) -> None:
+    """A training takes them in chunks: it fits."""
+    model, args = small_model(), training_arguments({}, tmp_path)
+    rows = [{"input_ids": torch.arange(8), "labels": torch.arange(8)}] * 8
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decisions.shutil, "which", lambda name: name)
+        pays = [decisions._compilation_pays(args, model, rows, default_data_collator, 1, "bf16")]
+        patch.setattr(model, "loss_function", lambda **_: (_ for _ in ()).throw(torch.OutOfMemoryError))
+        pays += [decisions._compilation_pays(args, model, rows, default_data_collator, 1, "bf16")]
+    assert pays == [False, True]
+
+
+def test_batches_for_a_gpu_are_pinned_and_not_waited_for(tmp_path: Path) -> None:
+    args, on_gpu = training_arguments({}, tmp_path), SimpleNamespace(device=torch.device("cuda"))
+    assert decisions._of_loader(args) == {"dataloader_pin_memory": False}
+    kept = training_arguments({"max_steps": 1}, tmp_path, **decisions._of_loader(on_gpu))  # type: ignore[arg-type]
+    trainer = HfkitTrainer(small_model(), kept, train_dataset=[{"input_ids": torch.arange(8)}] * 8)
+    assert trainer.accelerator.non_blocking
 
 
 def test_layers_are_compiled_for_the_training_and_give_the_same_losses() -> None:

@@ -10,13 +10,14 @@ from torch import nn
 from transformers import GenerationConfig, TrainingArguments
 
 from hfkit.data.rows.examples import pad
+from hfkit.data.rows.learned import BOUNDS
 from hfkit.data.rows.packing import IGNORED
 from hfkit.distillation.data import TrainingData
 from hfkit.distillation.objective import Objective
 from hfkit.distillation.teacher import INPUTS, Teacher, placed
 from hfkit.inference.batches import padded
 from hfkit.inference.generation import generating_with
-from hfkit.model.heads import causal_of
+from hfkit.model.heads import causal_of, portable_attention
 from hfkit.training.compilation import uncompiled
 from hfkit.training.decisions import settle
 from hfkit.training.trainer import HfkitTrainer
@@ -56,7 +57,7 @@ class DistillationTrainer(HfkitTrainer):
     ) -> Any:
         with self.accelerator.autocast():
             self.objective.prepare(inputs, self.teacher)
-        inputs = {name: inputs[name] for name in (*INPUTS, "labels") if name in inputs}
+        inputs = {name: inputs[name] for name in (*INPUTS, *BOUNDS, "labels") if name in inputs}
         loss = super().compute_loss(model, inputs | self.objective.options(), return_outputs, num_items_in_batch)
         items: Any = num_items_in_batch
         for name, part in self.objective.parts.items():
@@ -92,7 +93,7 @@ class DistillationTrainer(HfkitTrainer):
         config = GenerationConfig(**{**options, **self.generation})
         was_training = model.training
         model.eval()
-        with generating_with(model, config), uncompiled():
+        with generating_with(model, config), portable_attention(model), uncompiled():
             output = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device))
         model.train(was_training)
         written = output[:, ids.shape[1] :]

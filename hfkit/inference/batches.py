@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from hfkit.model.heads import portable_attention
 from hfkit.runtime.bars import Bar
 from hfkit.runtime.distributed import of_all, rank, world_size
 
@@ -28,7 +29,7 @@ def dealt(model: Any, rows: list[list[int]], of_rows: Callable[[list[int]], Resu
     order = order if together else order[rank() :: world_size()]
     was_training = model.training
     model.eval()
-    with torch.random.fork_rng(enabled=together):
+    with torch.random.fork_rng(enabled=together), portable_attention(model):
         if together:
             torch.manual_seed(0)
         bar = Bar(of_rows(order), title, total=len(order))

@@ -1,6 +1,7 @@
 """A causal model as its decoder, which gives hidden states, and its head, the linear map from them to logits."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from functools import wraps
 from types import MethodType
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,19 @@ def head_of(model: Any) -> nn.Module:
     return causal_of(model).get_output_embeddings()
 
 
+@contextlib.contextmanager
+def portable_attention(model: Any) -> Iterator[None]:
+    """Attention that runs on every device and in every precision: kernels such as flash are for training alone."""
+    config = causal_of(model).config
+    own = config._attn_implementation
+    if own not in (None, "eager", "sdpa"):
+        config._attn_implementation = "sdpa" if causal_of(model)._supports_sdpa else "eager"
+    try:
+        yield
+    finally:
+        config._attn_implementation = own
+
+
 @torch.no_grad()
 def is_plain(model: Any) -> bool:
     """Whether its logits are its head's output for its decoder's last hidden states, and nothing more.
@@ -58,12 +72,13 @@ def is_plain(model: Any) -> bool:
     was_training = causal.training
     causal.eval()
     hooks = [head.register_forward_pre_hook(enlarge), head.register_forward_hook(keep)]
-    try:
-        logits = causal(input_ids=ids, use_cache=False).logits
-    finally:
-        for hook in hooks:
-            hook.remove()
-    states = decoder_of(model)(input_ids=ids, use_cache=False)[0]
+    with portable_attention(model):
+        try:
+            logits = causal(input_ids=ids, use_cache=False).logits
+        finally:
+            for hook in hooks:
+                hook.remove()
+        states = decoder_of(model)(input_ids=ids, use_cache=False)[0]
     causal.train(was_training)
     pairs = ((states, seen.get("states")), (logits, seen.get("logits")))
     return all(

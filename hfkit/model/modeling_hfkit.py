@@ -314,7 +314,7 @@ class HfkitModel(HfkitPreTrainedModel):
         if isinstance(attention_mask, dict):
             causal_mask = attention_mask["full_attention"]
         elif is_one_document and self.config._attn_implementation == "sdpa":
-            causal_mask = None  # sdpa's own; while compiling, transformers makes a mask that keeps its fast kernels away
+            causal_mask = None  # sdpa needs none, and with the one that is made while compiling has no flash kernel
         else:
             causal_mask = create_causal_mask(self.config, inputs_embeds, attention_mask, cache, position_ids)
 

@@ -9,6 +9,7 @@ from transformers.quantizers.base import get_keys_to_not_convert
 
 from hfkit.errors import HfkitError
 from hfkit.model.matrices import MATRICES, as_conv1d, matrices_of, weight_of
+from hfkit.runtime.devices import has_bf16
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -33,7 +34,8 @@ def whole_modules(model: "PreTrainedModel") -> list[str]:
 
 def bitsandbytes_config(quantization: dict[str, Any], model: "PreTrainedModel") -> Any:
     """`BitsAndBytesConfig` of a recipe's section, whose list of modules to skip adds to `whole_modules`: as it is, it
-    would replace them, and the head would be quantized (transformers #45674).
+    would replace them, and the head would be quantized (transformers #45674). Where a GPU multiplies bfloat16, 4-bit
+    weights are multiplied in it: the library's own default is float32, for which tensor cores do nothing.
 
     Raises:
         HfkitError: for a model whose sizes the scheme cannot take on this machine.
@@ -43,6 +45,8 @@ def bitsandbytes_config(quantization: dict[str, Any], model: "PreTrainedModel") 
     skipped = {*whole_modules(model), *(quantization.get("llm_int8_skip_modules") or [])}
     if quantization.get("load_in_4bit") and not torch.cuda.is_available():
         _check_blocks(model, skipped)
+    if has_bf16(torch.device("cuda")):
+        quantization = {"bnb_4bit_compute_dtype": "bfloat16", **quantization}
     return BitsAndBytesConfig(**{**quantization, "llm_int8_skip_modules": sorted(skipped)})
 
 

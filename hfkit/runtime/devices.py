@@ -20,12 +20,18 @@ def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * size**3 / min(seconds)  # what else runs on the machine makes some slower, none faster
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether it is a GPU, and one that multiplies bfloat16 itself."""
+    is_there = device.type == "cuda" and torch.cuda.is_available()
+    return is_there and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def fastest_precision(device: torch.device) -> tuple[str, float]:
     """`bf16` where the hardware multiplies it faster than fp32, else `fp32`; and the measured FLOP/s of that.
 
     A processor may have bf16 instructions and be slower with them, so on a CPU both are measured.
     """
-    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+    if has_bf16(device):
         return "bf16", matmul_flops(device, torch.bfloat16)
     flops = {"fp32": matmul_flops(device, torch.float32)}
     if device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported():

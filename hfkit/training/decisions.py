@@ -47,8 +47,8 @@ def settle(
         disable_tqdm=False,
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,
-        dataloader_pin_memory=args.device.type != "cpu",
         save_total_limit=2,
+        **_of_loader(args),
     )
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     share = "" if trained == model.num_parameters() else f", {trained:,} of them trained"
@@ -60,6 +60,13 @@ def settle(
     if decided["torch_compile"]:
         say("  the first step compiles the model, which can take a minute")
     return args, decided
+
+
+def _of_loader(args: TrainingArguments) -> dict[str, Any]:
+    """On a GPU batches come from pinned memory, and nothing waits until they have come."""
+    if args.device.type == "cpu":
+        return {"dataloader_pin_memory": False}
+    return {"dataloader_pin_memory": True, "accelerator_config": {"non_blocking": True}}
 
 
 def decide(
@@ -129,14 +136,17 @@ def _compilation_pays(
     batch = collate([rows[index % len(rows)] for index in range(args.train_batch_size)])
     batch = {name: tensor.to(args.device) for name, tensor in batch.items()}
     model.to(args.device).train()
-    seconds = 0.0
-    for _ in range(2):  # the first one warms up
-        start = time.perf_counter()
-        with torch.autocast(args.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            loss = model(**batch, use_cache=False).loss
-        loss.backward()
-        loss.item()  # waits for the device
-        seconds = time.perf_counter() - start
+    dtype, seconds = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision), 0.0
+    try:
+        for _ in range(2):  # the first one warms up
+            start = time.perf_counter()
+            with torch.autocast(args.device.type, dtype, enabled=dtype is not None):
+                loss = model(**batch, use_cache=False).loss
+            loss.backward()
+            loss.item()  # waits for the device
+            seconds = time.perf_counter() - start
+    except torch.OutOfMemoryError:  # of the logits, which a training never holds whole: a pass of that size is long
+        seconds = math.inf
     model.zero_grad(set_to_none=True)
     return passes * seconds * COMPILE_GAIN > COMPILE_SECONDS
 

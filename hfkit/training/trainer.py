@@ -77,7 +77,8 @@ class HfkitTrainer(ResumableTrainer):
             raise HfkitError(f"losses: {what}, and only its own cross-entropy trains it; fine-tune it")
         super().__init__(model, args, *others, **kwargs)
         self.loss_of, collate = loss_of, self.data_collator  # type: ignore[has-type]
-        self.data_collator = learned.noting(collate)
+        is_flash = "flash" in (causal_of(model).config._attn_implementation or "")
+        self.data_collator = learned.noting(collate, with_bounds=is_flash)
         self.settings = Optimizer(name=optimizer) if isinstance(optimizer, str) else optimizer
         self.task_metrics = task_metrics
 
