@@ -19,7 +19,7 @@ from hfkit.data.rows.examples import Examples, PackedExamples, best_fit, pad
 from hfkit.data.rows.packing import IGNORED
 from hfkit.data.tasks import TaskRecipe, encode, fill, prompt_ids
 from hfkit.errors import HfkitError
-from hfkit.model import adapters
+from hfkit.model import HfkitConfig, HfkitForCausalLM, adapters
 from hfkit.model.loading import load_model
 from hfkit.training.callbacks import read_log
 from tests.toy import WORDS
@@ -199,6 +199,22 @@ def test_qlora_trains_merges_and_loads_on_a_cpu(there: Path, bits: str) -> None:
     assert found["merge_drift"] < 0.5  # of the effect of four steps, between kernels that round differently
     merged = AutoModelForCausalLM.from_pretrained("runs/finetune/merged")
     assert {tensor.dtype for tensor in merged.parameters()} == {torch.float32}
+
+
+def test_an_evaluation_changes_no_gradient_of_qlora(tmp_path: Path) -> None:
+    """On processors with bfloat16 instructions bitsandbytes packs weights when they are evaluated."""
+    heads = {"num_hidden_layers": 2, "num_attention_heads": 4}
+    HfkitForCausalLM(HfkitConfig(vocab_size=64, hidden_size=64, **heads)).save_pretrained(tmp_path)
+    base = load_model(str(tmp_path), dtype=torch.float32, quantization={"load_in_4bit": True})
+    model = adapters.adapt(base, {"r": 4, "init_lora_weights": False}, "generate", is_quantized=True)
+    ids, gradients = torch.arange(24).view(2, 12), []
+    for _ in range(2):
+        model.zero_grad()
+        model.train()(input_ids=ids, labels=ids).loss.backward()
+        gradients.append([each.grad for each in model.parameters() if each.requires_grad])
+        with torch.no_grad():
+            model.eval()(input_ids=ids)
+    assert_close(*gradients)
 
 
 def test_all_weights_are_trained_without_lora(there: Path) -> None:

@@ -35,6 +35,11 @@ def adapt(model: "PreTrainedModel", lora: dict[str, Any], task: str, is_quantize
     if is_quantized:
         # Norms in float32, inputs that pass gradients on. Recomputing activations is the recipe's to choose.
         model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        for module in model.modules():
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                # bitsandbytes' kernel for such processors passes no gradients on, and once a model is evaluated with
+                # it, its weights are packed for good.
+                module.support_avx512bf16_for_cpu = False
     kind = peft.TaskType.SEQ_CLS if task == "classify" else peft.TaskType.CAUSAL_LM
     if task == "classify":  # a head that is new is trained whole, and saved with the adapter
         heads = head_modules(model)
