@@ -86,7 +86,7 @@ class Toy:
         filler = self.chance.choices(range(3, VOCABULARY), k=self.chance.randint(shortest, longest) - 2)
         return [*filler, self.chance.choice(questions), 2]
 
-    def model(self) -> HfkitForCausalLM:
+    def model(self, steps: int = STEPS) -> HfkitForCausalLM:
         """One that has learned the answers, after short prompts: rotary positions do not mind how long they are."""
         torch.manual_seed(0)
         model = HfkitForCausalLM(
@@ -101,9 +101,9 @@ class Toy:
             )
         )
         optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98))
-        for step in range(STEPS):
+        for step in range(steps):
             for group in optimizer.param_groups:
-                group["lr"] = LEARNING_RATE * min(1, (step + 1) / 20) * (1 - step / STEPS)
+                group["lr"] = LEARNING_RATE * min(1, (step + 1) / 20) * (1 - step / steps)
             prompts = [self.prompt(list(self.answers), 6, 16) for _ in range(16)]
             answers = [self.answers[each[-2]] for each in prompts]
             full = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]

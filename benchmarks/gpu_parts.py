@@ -1,6 +1,6 @@
-"""What benchmarks/gpu.py measures: each part is a function of a size, or of None for its own, and gives JSON."""
+"""What benchmarks/gpu.py measures: each part gives pieces, of a size, or of None for its own."""
 
-import contextlib
+import functools
 import importlib.util
 import json
 import os
@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from timing import device, forget_peak, peak
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]  # of the scripts beside this one
+Pieces = Iterator[tuple[str, Callable[[], dict[str, Any]]]]  # a name, and what measures it and gives JSON
+NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 
 
 class Size(NamedTuple):
@@ -47,12 +50,12 @@ SIZES = {
 TOY = Size(64, 128, 1, 2, 128, 32, 2, 3)
 
 
-def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def main_job(size: Size | None) -> Pieces:
+    """recipes/pretrain.yaml from nothing, by hfkit's own command."""
+    yield "recipes/pretrain.yaml", lambda: _main_job(size)
 
 
-def main_job(size: Size | None) -> dict[str, Any]:
-    """recipes/pretrain.yaml from nothing, by the command of the README."""
+def _main_job(size: Size | None) -> dict[str, Any]:
     options = ["train.max_steps=2", "train.torch_compile=false"] if size else []
     with tempfile.TemporaryDirectory() as folder:
         if size:
@@ -64,15 +67,22 @@ def main_job(size: Size | None) -> dict[str, Any]:
         command = [sys.executable, "-m", "hfkit", "run", "recipes/pretrain.yaml", *options]
         begun = time.perf_counter()
         run(command, folder)
+        seconds = time.perf_counter() - begun
         metrics = json.loads((Path(folder) / "runs/pretrain/metrics.json").read_text(encoding="utf-8"))
-    return {"seconds": time.perf_counter() - begun, "metrics": metrics}
+    return {"command_seconds": seconds, "metrics": metrics}
 
 
-def gpu_tests(size: Size | None) -> dict[str, Any]:
-    """`pytest -m gpu`; at toy size they are only collected."""
-    more = ["--collect-only"] if size else []
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-n", "0", "tests/test_gpu.py", *more]
-    return {"output": run(command, str(ROOT))[-4000:]}
+def gpu_tests(size: Size | None) -> Pieces:
+    """`pytest -m gpu`, file by file; at toy size the tests are only collected."""
+    files = [path for path in (ROOT / "tests").glob("test_*.py") if "pytest.mark.gpu" in path.read_text("utf-8")]
+    groups = [files] if size else [[path] for path in sorted(files)]
+    for group in groups:
+        more = ["--collect-only"] if size else ["-vv", "--durations=0"]
+        command = [sys.executable, "-m", "pytest", "-m", "gpu", "-n", "0", *map(str, group), *more]
+        yield (
+            "collected" if size else group[0].name,
+            lambda command=command: {"output": run(command, str(ROOT))[-6000:]},
+        )
 
 
 def run(command: list[str], folder: str) -> str:
@@ -84,180 +94,181 @@ def run(command: list[str], folder: str) -> str:
     return done.stdout
 
 
-def pretrain(name: str) -> Callable[[Size | None], dict[str, Any]]:
+# ---- training
+
+
+class Ground(NamedTuple):
+    """What trainings of a size share.
+
+    Args:
+        options: of TrainingArguments.
+        flops: training FLOPs a token.
+    """
+
+    size: Size
+    options: dict[str, Any]
+    is_compiled: bool
+    roof: float
+    flops: float
+
+    @classmethod
+    def of(cls, size: Size, is_toy: bool, model: Any) -> "Ground":
+        from hfkit.model.flops import training_flops_per_token
+        from hfkit.runtime.devices import fastest_precision
+
+        precision, roof = fastest_precision(device())
+        options = {"bf16": precision == "bf16", "logging_strategy": "no", "disable_tqdm": True, "report_to": "none"}
+        options |= {"use_cpu": device().type == "cpu", "per_device_train_batch_size": size.rows, "save_strategy": "no"}
+        return cls(size, options, not is_toy, roof, training_flops_per_token(model, size.tokens))
+
+    def measured(self, work: Callable[[], list[float]]) -> dict[str, Any]:
+        """Of a training that gives the seconds of its steps."""
+        from hfkit.planning.machines import published
+
+        torch._dynamo.reset()
+        forget_peak()
+        times = work()
+        speed = self.size.rows * self.size.tokens / statistics.median(times[2:] or times)
+        known = published(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+        return {
+            "tokens_per_second": speed,  # of steps after the second
+            "mfu": speed * self.flops / self.roof,
+            "mfu_of_published_peak": speed * self.flops / (known[0] * 1e12) if known else None,
+            "first_step_seconds": times[0],
+            "peak_bytes": peak(),
+            "bf16": self.options["bf16"],
+        }
+
+
+def pretrain(name: str) -> Callable[[Size | None], Pieces]:
     return lambda size: pretraining(size or SIZES[name], is_toy=size is not None)
 
 
-def pretraining(size: Size, is_toy: bool) -> dict[str, Any]:
-    """Tokens/s, MFU and memory of training steps on random tokens: hfkit by its kinds of attention, and its peers."""
+def pretraining(size: Size, is_toy: bool) -> Pieces:
+    """Training steps on random tokens: hfkit by its kinds of attention, and its peers."""
     import pretrain_speed as speed
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM, Trainer
 
     from hfkit.model import HfkitConfig, HfkitForCausalLM
-    from hfkit.model.flops import training_flops_per_token
-    from hfkit.planning.machines import published
-    from hfkit.runtime import devices
     from hfkit.training.trainer import HfkitTrainer
 
-    where = device()
-    precision, measured = devices.fastest_precision(where)
-    common = {"bf16": precision == "bf16", "logging_strategy": "no", "disable_tqdm": True, "report_to": "none"}
-    common |= {"use_cpu": where.type == "cpu", "per_device_train_batch_size": size.rows}
     whole = speed.Rows(vocabulary=size.vocab_size, tokens=size.tokens)
     packed = speed.Rows(2, size.vocab_size, size.tokens)
+    heads = {"num_key_value_heads": size.num_attention_heads}
+    heads |= {"head_dim": size.hidden_size // size.num_attention_heads}
 
-    def ours(attention: str) -> Any:
-        model = HfkitForCausalLM(HfkitConfig(**size.shape()))
-        model.set_attn_implementation(attention)
-        return model
+    def ours() -> Any:
+        with device():
+            return HfkitForCausalLM(HfkitConfig(**size.shape()))
 
     def stock(kind: Any, config: Any) -> Any:
-        heads = {"num_key_value_heads": size.num_attention_heads}
-        heads |= {"head_dim": size.hidden_size // size.num_attention_heads}
-        return kind(config(**size.shape(), **heads))
+        with device():
+            return kind(config(**size.shape(), **heads))
 
-    def with_hfkit(attention: str, rows: Any) -> list[float]:
-        options = {**common, "torch_compile": not is_toy}
-        return speed.with_trainer(HfkitTrainer, ours(attention), rows, size.steps, **options)
+    ground = Ground.of(size, is_toy, ours())
 
-    contenders: dict[str, Callable[[], list[float]]] = {
-        "hfkit, sdpa": lambda: with_hfkit("sdpa", whole),
-        "hfkit, sdpa, documents masked": lambda: with_hfkit("sdpa", packed),
-        "hfkit, flex_attention, documents masked": lambda: with_hfkit("flex_attention", packed),
-        "hfkit, flash_attention_2, documents masked": lambda: with_hfkit("flash_attention_2", packed),
-        "Trainer, stock Llama": lambda: speed.with_trainer(
-            Trainer, stock(LlamaForCausalLM, LlamaConfig), whole, size.steps, **common
-        ),
-        "Trainer, stock Qwen3": lambda: speed.with_trainer(
-            Trainer, stock(Qwen3ForCausalLM, Qwen3Config), whole, size.steps, **common
-        ),
-        "plain compiled loop, stock Llama": lambda: speed.plain_loop(
-            stock(LlamaForCausalLM, LlamaConfig), size.steps, common["bf16"], where, whole, size.rows, not is_toy
+    def hfkit(attention: str, rows: Any) -> list[float]:
+        model, options = ours(), {**ground.options, "torch_compile": ground.is_compiled}
+        model.set_attn_implementation(attention)
+        return speed.with_trainer(HfkitTrainer, model, rows, size.steps, **options)
+
+    def trainer(kind: Any, config: Any) -> list[float]:
+        return speed.with_trainer(Trainer, stock(kind, config), whole, size.steps, **ground.options)
+
+    def loop() -> list[float]:
+        model, is_half = stock(LlamaForCausalLM, LlamaConfig), ground.options["bf16"]
+        return speed.plain_loop(model, size.steps, is_half, device(), whole, size.rows, ground.is_compiled)
+
+    no_flex = None if torch.cuda.is_available() else "flex_attention has no gradients on a CPU"
+    contenders: dict[str, tuple[Callable[[], list[float]], str | None]] = {
+        "hfkit, sdpa": (lambda: hfkit("sdpa", whole), None),
+        "hfkit, sdpa, documents masked": (lambda: hfkit("sdpa", packed), None),
+        "hfkit, flex_attention, documents masked": (lambda: hfkit("flex_attention", packed), no_flex),
+        "plain compiled loop, stock Llama": (loop, None),
+        "Trainer, stock Llama": (lambda: trainer(LlamaForCausalLM, LlamaConfig), None),
+        "Trainer, stock Qwen3": (lambda: trainer(Qwen3ForCausalLM, Qwen3Config), None),
+        "hfkit, flash_attention_2, documents masked": (
+            lambda: hfkit("flash_attention_2", packed),
+            missing("flash_attn"),
         ),
     }
-    flops = training_flops_per_token(ours("sdpa"), size.tokens)
-    known = published(torch.cuda.get_device_name()) if where.type == "cuda" else None
-    nominal = known[0] * 1e12 if known else None
-    result: dict[str, Any] = {"precision": precision, "roof_flops": measured, "nominal_flops": nominal}
-    for name, work in contenders.items():
-        if "flash" in name and importlib.util.find_spec("flash_attn") is None:
-            result[name] = {"skipped": "flash_attn is not installed"}
-        else:
-            result[name] = attempted(lambda work=work: _training(work, size, flops, measured, nominal))
-    return result
+    for name, (work, reason) in contenders.items():
+        yield name, unless(reason, functools.partial(ground.measured, work))
 
 
-def _training(
-    work: Callable[[], list[float]], size: Size, flops: float, measured: float, nominal: float | None
-) -> dict[str, Any]:
-    torch._dynamo.reset()
-    forget_peak()
-    times = work()
-    speed = size.rows * size.tokens / statistics.median(times[2:] or times)
-    return {
-        "tokens_per_second": speed,  # of steps after the second
-        "mfu": speed * flops / measured,
-        "mfu_of_published_peak": speed * flops / nominal if nominal else None,
-        "first_step_seconds": times[0],
-        "peak_bytes": peak(),
-    }
+def adapters(quantization: dict[str, Any] | None) -> Callable[[Size | None], Pieces]:
+    return lambda size: adapting(size or SIZES["1.5b"], quantization, is_toy=size is not None)
 
 
-def adapters(kind: str | None) -> Callable[[Size | None], dict[str, Any]]:
-    return lambda size: adapting(size or SIZES["1.5b"], kind, is_toy=size is not None)
-
-
-def adapting(size: Size, kind: str | None, is_toy: bool) -> dict[str, Any]:
-    """LoRA on a stock Llama with random weights, in bf16 or nf4 (QLoRA): hfkit, and PEFT with Trainer's defaults."""
+def adapting(size: Size, quantization: dict[str, Any] | None, is_toy: bool) -> Pieces:
+    """LoRA on a stock Llama with random weights, whole or quantized: as PEFT and Trainer do it by their defaults, and
+    as hfkit's finetune stage does, which loads whole weights in float32."""
     import peft
     import pretrain_speed as speed
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, Trainer
 
     from hfkit.model.adapters import adapt
-    from hfkit.model.flops import training_flops_per_token
     from hfkit.model.loading import load_model
-    from hfkit.runtime import devices
     from hfkit.training.trainer import HfkitTrainer
 
-    where, rows = device(), speed.Rows(vocabulary=size.vocab_size, tokens=size.tokens)
-    lora = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
-    quantization = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "bfloat16"}
-    precision, measured = devices.fastest_precision(where)
-    common = {"bf16": precision == "bf16", "logging_strategy": "no", "disable_tqdm": True, "report_to": "none"}
-    common |= {"use_cpu": where.type == "cpu", "per_device_train_batch_size": size.rows}
-    dtype = torch.bfloat16 if kind else torch.float32  # as each of them loads a base that it trains on
+    rows = speed.Rows(vocabulary=size.vocab_size, tokens=size.tokens)
 
-    def ours() -> list[float]:
-        base = load_model(folder, dtype=dtype, quantization=quantization if kind else None)
-        model = adapt(base, lora, "generate", is_quantized=kind is not None)
-        compiled = {"torch_compile": not is_toy and kind is None}  # bitsandbytes breaks the graph at each matrix
-        return speed.with_trainer(HfkitTrainer, model, rows, size.steps, **common, **compiled)
+    def hfkit(dtype: torch.dtype = torch.float32, is_compiled: bool = not is_toy) -> list[float]:
+        model = adapt(load_model(folder, dtype=dtype, quantization=quantization), LORA, "generate", bool(quantization))
+        options = {**ground.options, "torch_compile": is_compiled}
+        return speed.with_trainer(HfkitTrainer, model, rows, size.steps, **options)
 
-    def theirs() -> list[float]:
-        options = {"quantization_config": BitsAndBytesConfig(**quantization)} if kind else {}
-        base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
-        if kind:
+    def trainer() -> list[float]:
+        base: Any
+        if quantization:
+            config = BitsAndBytesConfig(**quantization, bnb_4bit_compute_dtype=torch.bfloat16)
+            base = AutoModelForCausalLM.from_pretrained(folder, quantization_config=config)
             base = peft.prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
-        model = peft.get_peft_model(base, peft.LoraConfig(**lora))
-        return speed.with_trainer(Trainer, model, rows, size.steps, **common)
+        else:
+            base = AutoModelForCausalLM.from_pretrained(folder)
+        model: Any = peft.get_peft_model(base, peft.LoraConfig(**LORA))
+        return speed.with_trainer(Trainer, model, rows, size.steps, **ground.options)
 
-    result: dict[str, Any] = {"base": kind or str(dtype), "lora": lora, "precision": precision}
     with tempfile.TemporaryDirectory() as folder:
-        made = LlamaForCausalLM(LlamaConfig(**size.shape())).to(torch.bfloat16)
+        with device():
+            made = LlamaForCausalLM(LlamaConfig(**size.shape())).to(torch.bfloat16)
         made.save_pretrained(folder)
-        # Forward and backward to the inputs; the gradients of the base's weights are not made.
-        flops = training_flops_per_token(made, size.tokens) * 2 / 3
+        ground = Ground.of(size, is_toy, made.requires_grad_(False))
         del made
-        for name, work in {"PEFT, Trainer": theirs, "hfkit": ours}.items():
-            result[name] = attempted(lambda work=work: _training(work, size, flops, measured, None))
-    return result
+        yield "PEFT, Trainer", lambda: ground.measured(trainer)
+        yield "hfkit", lambda: ground.measured(hfkit)
+        if quantization:
+            yield "hfkit, not compiled", lambda: ground.measured(lambda: hfkit(is_compiled=False))
+        else:
+            yield "hfkit, base in bfloat16", lambda: ground.measured(lambda: hfkit(torch.bfloat16))
 
 
-def distillation(size: Size | None) -> dict[str, Any]:
-    """Tokens/s of a student: trl's GKD trainer, hfkit with its teacher beside it, from targets on disk, and alone."""
+def distillation(size: Size | None) -> Pieces:
+    """A student with its teacher beside it, from targets on disk, and alone; trl, and a loop written by hand."""
     import distill_speed as speed
-    from transformers import LlamaConfig, LlamaForCausalLM
 
-    from hfkit.runtime import devices
+    own, teacher = (size, size) if size else (SIZES["124m"], SIZES["350m"])
+    student = own.shape()
+    ground = Ground.of(own, size is not None, speed.model(student, speed.Sizes(own.vocab_size, own.tokens)))
+    sizes = speed.Sizes(own.vocab_size, own.tokens, own.rows, teacher=teacher.shape(), student=student)
+    if size is not None:
+        sizes = sizes._replace(kept_rows=4 * own.rows, warm_up=1)
+    options = ground.options | ({} if ground.is_compiled else {"torch_compile": False})
 
-    teacher_size, own = (size, size) if size else (SIZES["350m"], SIZES["124m"])
-    where = device()
-    precision = devices.fastest_precision(where)[0]
-    options = {"per_device_train_batch_size": own.rows, "bf16": precision == "bf16", "save_strategy": "no"}
-    options |= {"use_cpu": where.type == "cpu", "logging_strategy": "no", "report_to": "none", "disable_tqdm": True}
-    options |= {} if size is None else {"torch_compile": False}
-    shapes = [{**each.shape(), "vocab_size": own.vocab_size} for each in (teacher_size, own)]
-    warm_up = 1 if size else speed.WARM_UP
-    sizes = {"VOCABULARY": own.vocab_size, "TOKENS": own.tokens, "ROWS": own.rows, "WARM_UP": warm_up}
-    sizes |= {"KEPT_ROWS": own.rows * 4 if size else speed.KEPT_ROWS}
-    sizes |= {"model": lambda shape: LlamaForCausalLM(LlamaConfig(**shape, pad_token_id=0, eos_token_id=1))}
-    sizes |= {"STUDENT": shapes[1]}
-    result: dict[str, Any] = {"precision": precision}
-    with changed(speed, sizes), tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        teacher = speed.model(shapes[0]).to(where)
-        ways: dict[str, Callable[[], float]] = {
-            "trl GKD": lambda: speed.with_trl(teacher, options, own.steps, str(folder / "trl")),
-            "hfkit, cross-entropy alone": lambda: speed.with_hfkit("alone", teacher, options, own.steps, folder),
-            "hfkit, online": lambda: speed.with_hfkit("online", teacher, options, own.steps, folder),
-            "hfkit, cached": lambda: speed.with_hfkit("cached", teacher, options, own.steps, folder),
-        }
-        for label, way in ways.items():
-            if "trl" in label and importlib.util.find_spec("trl") is None:
-                result[label] = {"skipped": "trl is not installed"}
-            else:
-                result[label] = attempted(lambda way=way: _distilling(way, own))
-    return result
+    def measured(way: Callable[[], float]) -> dict[str, Any]:
+        torch._dynamo.reset()
+        forget_peak()
+        return {"tokens_per_second": own.rows * own.tokens / way(), "peak_bytes": peak()}
+
+    with tempfile.TemporaryDirectory() as folder:
+        for label, way in speed.contenders(sizes, options, own.steps, Path(folder)).items():
+            yield label, unless(missing("trl") if "trl" in label else None, functools.partial(measured, way))
 
 
-def _distilling(way: Callable[[], float], size: Size) -> dict[str, Any]:
-    torch._dynamo.reset()
-    forget_peak()
-    seconds = way()
-    return {"tokens_per_second": size.rows * size.tokens / seconds, "peak_bytes": peak()}
+# ---- the loss, decoding
 
 
-def loss_memory(size: Size | None) -> dict[str, Any]:
+def loss_memory(size: Size | None) -> Pieces:
     """Bytes and seconds of one cross-entropy with its gradients: whole logits, hfkit's chunks, Liger's kernel."""
     from torch.nn import functional
 
@@ -275,111 +286,100 @@ def loss_memory(size: Size | None) -> dict[str, Any]:
 
     def chunked(own: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
         chunk = chunk_tokens(vocabulary, where)
-        return chunked_head(own, head, None, _of_chunk, lambda rows: (targets[rows],), chunk)[0]
+        return chunked_head(own, head, None, _of_chunk, lambda rows: (targets[rows],), chunk, size is None)[0]
 
-    ways: dict[str, Callable[..., torch.Tensor]] = {"whole logits": whole, "hfkit": chunked}
-    result: dict[str, Any] = {"tokens": tokens, "hidden_size": hidden, "vocab_size": vocabulary}
-    if importlib.util.find_spec("liger_kernel") is None:
-        result["Liger"] = {"skipped": "liger_kernel is not installed"}
-    else:
+    def liger(own: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
-        liger = LigerFusedLinearCrossEntropyLoss(reduction="sum")
-        ways["Liger"] = lambda own, head: liger(head, own, targets)
-    for name, way in ways.items():
-        result[name] = attempted(lambda way=way: _loss(way, states, weight))
-    return result
+        # Gradients of the head are added up in float32, as hfkit's are.
+        return LigerFusedLinearCrossEntropyLoss(reduction="sum", accum_dtype=torch.float32)(head, own, targets)
+
+    reason = missing("liger_kernel") if torch.cuda.is_available() else "Liger's kernels need a GPU"
+    for name, way in {"whole logits": whole, "hfkit": chunked, "Liger": liger}.items():
+        yield name, unless(reason if name == "Liger" else None, functools.partial(_loss, way, states, weight))
 
 
 def _loss(way: Callable[..., torch.Tensor], states: torch.Tensor, weight: torch.Tensor) -> dict[str, Any]:
-    for _ in range(2):  # the first one warms up
-        inputs = [each.detach().clone().requires_grad_(True) for each in (states, weight)]
-        before = forget_peak()
-        begun = time.perf_counter()
+    inputs = [each.detach().clone().requires_grad_(True) for each in (states, weight)]
+
+    def once() -> float:
+        for each in inputs:
+            each.grad = None
         loss = way(*inputs)
         loss.backward()
-        found = loss.item()
-    return {"loss": found, "seconds": time.perf_counter() - begun, "bytes": peak() - before}
+        return loss.item()
+
+    seconds = []
+    for _ in range(4):  # the first one compiles
+        begun = time.perf_counter()
+        once()
+        seconds.append(time.perf_counter() - begun)
+    for each in inputs:
+        each.grad = None
+    before = forget_peak()
+    return {"loss": once(), "seconds_a_loss": min(seconds[1:]), "bytes": peak() - before}
 
 
-def generation(size: Size | None) -> dict[str, Any]:
-    """Rows/s of hfkit's loop against `model.generate`, by the script beside this one at its own sizes."""
-    import generation_speed as speed
-
-    toy = speed.Toy()
-    with changed(speed, {"STEPS": 2 if size else speed.STEPS}):
-        model = toy.model().to(device())
-    result = {}
-    for name, kind in speed.KINDS.items():
-        prompts = [toy.prompt(toy.questions[name], *kind.prompt) for _ in range(4 if size else 320)]
-        runs = speed.Runs(model, toy.tokenizer, prompts, 2 if size else 16, 4 if size else kind.new_tokens)
-        result[name] = speed.compare(runs, 1 if size else 3)
-    return result
-
-
-def quantized(size: Size | None) -> dict[str, Any]:
+def quantized(size: Size | None) -> Pieces:
     """int8 and nf4 of random weights: seconds to load, bytes, and tokens/s of writing, beside bf16."""
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
     from hfkit.model.loading import load_model
 
-    shape = (size or SIZES["1.5b"]).shape()
-    kinds = {"bf16": None, "int8": {"load_in_8bit": True}, "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}}
-    result = {}
+    shape, tokens = (size or SIZES["1.5b"]).shape(), 4 if size else 64
+
+    def measured(options: dict[str, Any] | None) -> dict[str, Any]:
+        forget_peak()
+        begun = time.perf_counter()
+        model: Any = load_model(folder, dtype=torch.bfloat16, quantization=options)
+        model = model.to(device()) if options is None else model
+        seconds = time.perf_counter() - begun
+        ids = torch.randint(shape["vocab_size"], (8, 16), device=model.device)
+        config = GenerationConfig(min_new_tokens=tokens, max_new_tokens=tokens, do_sample=False, pad_token_id=0)
+        for _ in range(2):  # the first one warms up
+            start = time.perf_counter()
+            model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config).cpu()
+        speed, used = 8 * tokens / (time.perf_counter() - start), model.get_memory_footprint()
+        return {"load_seconds": seconds, "bytes": used, "peak_bytes": peak(), "tokens_per_second": speed}
+
     with tempfile.TemporaryDirectory() as folder:
-        LlamaForCausalLM(LlamaConfig(**shape)).to(torch.bfloat16).save_pretrained(folder)
+        with device():
+            LlamaForCausalLM(LlamaConfig(**shape)).to(torch.bfloat16).save_pretrained(folder)
+        for name, options in {"bf16": None, "int8": {"load_in_8bit": True}, "nf4": NF4}.items():
+            yield name, functools.partial(measured, options)
 
-        def of_kind(options: dict[str, Any] | None) -> dict[str, Any]:
-            forget_peak()
-            begun = time.perf_counter()
-            model: Any = load_model(folder, dtype=torch.bfloat16, quantization=options)
-            model = model.to(device()) if options is None else model
-            seconds, tokens = time.perf_counter() - begun, 4 if size else 64
-            ids = torch.randint(shape["vocab_size"], (8, 16), device=model.device)
-            config = GenerationConfig(min_new_tokens=tokens, max_new_tokens=tokens, do_sample=False, pad_token_id=0)
-            for _ in range(2):  # the first one warms up
-                start = time.perf_counter()
-                model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config).cpu()
-            speed = 8 * tokens / (time.perf_counter() - start)
-            used = model.get_memory_footprint()
-            return {"load_seconds": seconds, "bytes": used, "peak_bytes": peak(), "tokens_per_second": speed}
 
-        for name, options in kinds.items():
-            result[name] = attempted(lambda options=options: of_kind(options))
-    return result
+def generation(size: Size | None) -> Pieces:
+    """Rows/s of hfkit's loop against `model.generate`, by the script beside this one at its own sizes."""
+    import generation_speed as speed
+
+    toy = speed.Toy()
+    model = (toy.model(2) if size else toy.model()).to(device())
+
+    def measured(name: str) -> dict[str, Any]:
+        kind = speed.KINDS[name]
+        prompts = [toy.prompt(toy.questions[name], *kind.prompt) for _ in range(4 if size else 320)]
+        runs = speed.Runs(model, toy.tokenizer, prompts, 2 if size else 16, 4 if size else kind.new_tokens)
+        return speed.compare(runs, 1 if size else 3)
+
+    for name in speed.KINDS:
+        yield name, functools.partial(measured, name)
 
 
 # ---- what they share
 
 
-@contextlib.contextmanager
-def changed(module: Any, values: dict[str, Any]) -> Iterator[None]:
-    """The constants of a script, other ones for a while."""
-    before = {name: getattr(module, name) for name in values}
-    for name, value in values.items():
-        setattr(module, name, value)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(module, name, value)
+def missing(package: str) -> str | None:
+    """Why what needs a package is left out."""
+    return None if importlib.util.find_spec(package) else f"{package} is not installed"
 
 
-def forget_peak() -> int:
-    """Let the peak of the memory begin now; the bytes in use."""
-    if not torch.cuda.is_available():
-        return 0
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    return torch.cuda.memory_allocated()
-
-
-def peak() -> int:
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+def unless(reason: str | None, work: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
+    return work if reason is None else lambda: {"skipped": reason}
 
 
 def attempted(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What a piece of a part gives, or how it failed: the others go on."""
+    """What a piece gives, or how it failed: the others go on."""
     try:
         return work()
     except Exception:

@@ -1,5 +1,6 @@
-"""When the steps of a training ended, for the scripts beside this one."""
+"""When the steps of a training ended, and what memory they took, for the scripts beside this one."""
 
+import gc
 import statistics
 import time
 from typing import Any
@@ -29,3 +30,22 @@ class StepTimes(TrainerCallback):
     def median(self, warm_up: int) -> float:
         """The median of the steps after the first `warm_up`, which compile."""
         return statistics.median(self.steps()[warm_up:])
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def forget_peak() -> int:
+    """Let the peak of the GPU's memory begin now, without what earlier work has left there; the bytes in use."""
+    if not torch.cuda.is_available():
+        return 0
+    gc.collect()  # a Trainer is part of circles
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
+
+
+def peak() -> int:
+    """The most bytes in use since then."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
