@@ -37,7 +37,7 @@ from hfkit.distillation.trainer import DistillationTrainer
 from hfkit.model.flops import training_flops_per_token
 from hfkit.runtime import devices
 from hfkit.training.chunked_head import chunk_tokens
-from hfkit.training.trainer import HfkitTrainer, training_arguments
+from hfkit.training.trainer import HfkitTrainer, loading, training_arguments
 
 TEACHER = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6, "num_attention_heads": 4}
 STUDENT = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4}
@@ -135,7 +135,7 @@ def with_hfkit(kind: str, sizes: Sizes, options: dict[str, Any], steps: int, fol
     """Seconds a step of hfkit: `alone`, `online` or `cached`."""
     student, rows = model(sizes.student, sizes), Rows(sizes)
     own = {"torch_compile": True, "remove_unused_columns": False, "logging_nan_inf_filter": False}
-    args = training_arguments({**own, **options, "max_steps": steps}, folder / kind)
+    args = training_arguments({**own, **options, "max_steps": steps}, folder / kind, **loading(device()))
     is_compiled = args.torch_compile
     trainer: HfkitTrainer
     if kind == "alone":

@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import importlib.metadata
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -108,6 +109,7 @@ def measure(part: str, out: Path, size: parts.Size | None, end: float) -> bool:
     Returns:
         Whether all are there.
     """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it speaks of each product in int8
     (pieces_of, seconds), record, is_begun = PARTS[part], Record(out, part), False
     try:
         for name, work in pieces_of(size):

@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timing import StepTimes
+from timing import StepTimes, device
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Trainer, TrainingArguments
 
 from hfkit.model import HfkitConfig, HfkitForCausalLM
 from hfkit.model.flops import training_flops_per_token
 from hfkit.runtime import devices
 from hfkit.training.settings import Optimizer
-from hfkit.training.trainer import HfkitTrainer, training_arguments
+from hfkit.training.trainer import HfkitTrainer, loading, training_arguments
 
 VOCABULARY, WIDTH, INTERMEDIATE, LAYERS, HEADS, TOKENS, ROWS = 8192, 256, 704, 6, 4, 256, 16
 WARM_UP = 2
@@ -90,7 +90,7 @@ def with_trainer(
     values = {"max_steps": steps, "per_device_train_batch_size": ROWS, "save_strategy": "no", **options}
     with tempfile.TemporaryDirectory() as folder:
         if trainer_class is HfkitTrainer:
-            args = training_arguments(values, Path(folder), logging_nan_inf_filter=False)
+            args = training_arguments(values, Path(folder), logging_nan_inf_filter=False, **loading(device()))
             trainer: Trainer = HfkitTrainer(model, args, train_dataset=rows, optimizer=Optimizer(name=optimizer))
         else:
             args = TrainingArguments(output_dir=folder, **values)
@@ -104,14 +104,14 @@ def plain_loop(
     model: PreTrainedModel,
     steps: int,
     bf16: bool,
-    device: torch.device,
+    where: torch.device,
     rows: Rows | None = None,
     batch: int = ROWS,
     is_compiled: bool = True,
     optimizer: str = "adamw",
 ) -> list[float]:
     """The times of the steps of a loop as one would write it by hand, with torch.compile."""
-    model = model.to(device).train()
+    model = model.to(where).train()
     compiled = torch.compile(model) if is_compiled else model
     of_muon = [each for each in model.get_decoder().layers.parameters() if each.ndim == 2 and optimizer == "muon"]
     taken = {id(each) for each in of_muon}
@@ -121,15 +121,15 @@ def plain_loop(
     rows, times = rows or Rows(), []
     for step in range(steps):
         begun = time.perf_counter()
-        ids = torch.stack([rows[step * batch + index]["input_ids"] for index in range(batch)]).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        ids = torch.stack([rows[step * batch + index]["input_ids"] for index in range(batch)]).to(where)
+        with torch.autocast(where.type, torch.bfloat16, enabled=bf16):
             loss = compiled(input_ids=ids, labels=ids, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for each in optimizers:
             each.step()
             each.zero_grad()
-        if device.type == "cuda":
+        if where.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - begun)
     return times
@@ -142,22 +142,22 @@ def main() -> None:
     parser.add_argument("--optimizer", choices=["adamw", "muon"], default="adamw")
     parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto")
     options = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = devices.fastest_precision(device)[0] if options.precision == "auto" else options.precision
+    where = device()
+    precision = devices.fastest_precision(where)[0] if options.precision == "auto" else options.precision
     bf16, dtype = precision == "bf16", torch.bfloat16 if precision == "bf16" else torch.float32
     common: dict[str, Any] = {
         "bf16": bf16,
         "logging_strategy": "no",
         "disable_tqdm": True,
         "report_to": "none",
-        "use_cpu": device.type == "cpu",
+        "use_cpu": where.type == "cpu",
     }
     steps = WARM_UP + options.steps
 
     contenders: dict[str, Callable[[], list[float]]] = {
         "Trainer defaults, stock Llama": lambda: with_trainer(Trainer, stock_model(), Rows(), steps, **common),
         "plain loop, torch.compile, stock Llama": lambda: plain_loop(
-            stock_model(), steps, bf16, device, optimizer=options.optimizer
+            stock_model(), steps, bf16, where, optimizer=options.optimizer
         ),
         "hfkit": lambda: with_trainer(
             HfkitTrainer, our_model(), Rows(), steps, options.optimizer, **common, torch_compile=True
@@ -171,7 +171,7 @@ def main() -> None:
     }
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     first: dict[str, float] = {}
-    roofs = [devices.matmul_flops(device, dtype)]
+    roofs = [devices.matmul_flops(where, dtype)]
     for round_number in range(options.rounds):
         for name, run in contenders.items():
             torch._dynamo.reset()
@@ -179,7 +179,7 @@ def main() -> None:
             first.setdefault(name, times[0])
             seconds[name].append(statistics.median(times[WARM_UP:]))
             print(f"round {round_number + 1}: {name}: {ROWS * TOKENS / seconds[name][-1]:,.0f} tokens/s", flush=True)
-        roofs.append(devices.matmul_flops(device, dtype))
+        roofs.append(devices.matmul_flops(where, dtype))
 
     flops = training_flops_per_token(our_model(), TOKENS)
     peak = statistics.median(roofs)
@@ -193,7 +193,7 @@ def main() -> None:
         for name in ("hfkit", "Trainer defaults, stock Llama", "plain loop, torch.compile, stock Llama")
     )
     result = {
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name() if where.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
         "precision": precision,
         "optimizer": options.optimizer,
         "torch": torch.__version__,
@@ -205,7 +205,7 @@ def main() -> None:
     path = (
         Path(__file__).parent
         / "results"
-        / f"pretrain_speed_{device.type}_{precision}{'_muon' * (options.optimizer == 'muon')}.json"
+        / f"pretrain_speed_{where.type}_{precision}{'_muon' * (options.optimizer == 'muon')}.json"
     )
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=2))

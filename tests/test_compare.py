@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from html.parser import HTMLParser
 from pathlib import Path
@@ -321,6 +322,19 @@ def test_a_signal_ends_the_process_that_measures_too(monkeypatch: pytest.MonkeyP
     with pytest.raises(signals.Stopped), signals.handled():
         measuring.measure(scored(), [], "runs/small")
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("has_gpu", [True, False])
+def test_beside_a_gpu_nothing_is_imported_before_a_process_begins(has_gpu: bool, tmp_path: Path) -> None:
+    """bitsandbytes takes hold of a GPU while it is imported, and no process that is forked afterwards can use it."""
+    (tmp_path / "holds.py").write_text("import os\nPROCESS = os.getpid()\nis_own = lambda: PROCESS == os.getpid()\n")
+    code = f"from hfkit.runtime import isolated\nisolated._has_gpu = lambda: {has_gpu}\n"
+    code += "if __name__ == '__main__':\n    print(isolated.call('holds:is_own'))\n"
+    (tmp_path / "main.py").write_text(code)
+    paths = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(isolated.__file__).parents[2])])}
+    command = [sys.executable, str(tmp_path / "main.py")]
+    done = subprocess.run(command, env={**os.environ, **paths}, capture_output=True, text=True)
+    assert done.stdout.split() == [str(has_gpu)], done.stderr
 
 
 def test_each_model_has_the_memory_of_its_own_process(there: Path) -> None:

@@ -5,7 +5,6 @@ import json
 import math
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from hfkit.training import decisions
 from hfkit.training.callbacks import MetricsFile, Speed, draw_loss, read_log
 from hfkit.training.compilation import compiled_layers, uncompiled
 from hfkit.training.optimizers import MuonWithAdamW, kinds_of, orthogonalize
-from hfkit.training.trainer import HfkitTrainer, training_arguments
+from hfkit.training.trainer import HfkitTrainer, loading, training_arguments
 
 PRETRAIN = "recipes/pretrain.yaml"
 
@@ -328,11 +327,11 @@ def test_a_pass_whose_logits_do_not_fit_decides_for_compilation(tmp_path: Path) 
 
 
 def test_batches_for_a_gpu_are_pinned_and_not_waited_for(tmp_path: Path) -> None:
-    args, on_gpu = training_arguments({}, tmp_path), SimpleNamespace(device=torch.device("cuda"))
-    assert decisions._of_loader(args) == {"dataloader_pin_memory": False}
-    kept = training_arguments({"max_steps": 1}, tmp_path, **decisions._of_loader(on_gpu))  # type: ignore[arg-type]
-    trainer = HfkitTrainer(small_model(), kept, train_dataset=[{"input_ids": torch.arange(8)}] * 8)
-    assert trainer.accelerator.non_blocking
+    for name in ("cuda", "cpu"):
+        args = training_arguments({}, tmp_path, **loading(torch.device(name)))
+        trainer = HfkitTrainer(small_model(), args, train_dataset=[{"input_ids": torch.arange(8)}] * 8)
+        assert trainer.accelerator.non_blocking == (name == "cuda")
+        assert loading(torch.device(name))["dataloader_pin_memory"] == (name == "cuda")
 
 
 def test_layers_are_compiled_for_the_training_and_give_the_same_losses() -> None:

@@ -37,7 +37,7 @@ from hfkit.runtime import devices, resources  # noqa: E402
 from hfkit.training.classification import ClassificationTrainer  # noqa: E402
 from hfkit.training.decisions import decide  # noqa: E402
 from hfkit.training.settings import BadSteps, Optimizer  # noqa: E402
-from hfkit.training.trainer import training_arguments  # noqa: E402
+from hfkit.training.trainer import loading, training_arguments  # noqa: E402
 
 IMPORT_SECONDS = time.process_time() - BEGUN
 STEPS = 4  # of a training, the first of which does not count
@@ -136,7 +136,7 @@ def _train(part: Training, precision: str, rows: int, folder: Path, device: torc
         logging_steps=10**6,
         per_device_eval_batch_size=rows,
         remove_unused_columns=False,
-        dataloader_pin_memory=device.type != "cpu",
+        **loading(device),
     )
     clock = Clock(device, begun)
     trainer: Any

@@ -4,11 +4,13 @@ import importlib
 import multiprocessing
 import os
 import traceback
+from pathlib import Path
 from typing import Any
 
 from hfkit.errors import HfkitError
 
 ENDING = 5  # seconds that a process has to end by itself once it has answered
+GPUS = ("nvidia[0-9]*", "kfd", "dxg")  # devices of NVIDIA's driver, of AMD's, of Windows' in its Linux
 
 
 class Ended(HfkitError):
@@ -19,7 +21,7 @@ def call(function: str, *arguments: Any, is_silent: bool = False) -> Any:
     """What a function returns.
 
     Args:
-        function: `module:name`. The module is imported once for all calls, where the system can fork.
+        function: `module:name`. The module is imported once for all calls, where the system can fork and has no GPU.
         arguments: what can be pickled, as the result must be.
         is_silent: whether what the process writes is thrown away.
 
@@ -46,7 +48,7 @@ def call(function: str, *arguments: Any, is_silent: bool = False) -> Any:
 
 
 def warm_up(module: str) -> None:
-    """Let a process that has a module begin to load it, beside whatever comes next."""
+    """Let the process that others fork from begin to load a module, beside whatever comes next."""
     if _context(module).get_start_method() == "forkserver":
         from multiprocessing import forkserver
 
@@ -57,8 +59,14 @@ def _context(module: str) -> Any:
     methods = multiprocessing.get_all_start_methods()
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if context.get_start_method() == "forkserver":
-        context.set_forkserver_preload([module])
+        # Libraries such as bitsandbytes begin to use the GPU while they are imported, and then forks cannot.
+        context.set_forkserver_preload([] if _has_gpu() else [module])
     return context
+
+
+def _has_gpu() -> bool:
+    """Whether the machine may have one, without torch, which takes seconds to import."""
+    return any(any(Path("/dev").glob(pattern)) for pattern in GPUS)
 
 
 def _answer(given: Any, function: str, arguments: tuple[Any, ...], is_silent: bool) -> None:

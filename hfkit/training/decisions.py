@@ -15,7 +15,7 @@ from hfkit.errors import HfkitError
 from hfkit.runtime.devices import fastest_precision, matmul_flops
 from hfkit.runtime.distributed import on_main, say
 from hfkit.training.optimizers import fastest_orthogonalization
-from hfkit.training.trainer import training_arguments
+from hfkit.training.trainer import loading, training_arguments
 
 Collate = Callable[[list[Any]], dict[str, torch.Tensor]]
 COMPILE_SECONDS = 30.0  # cold, layer by layer on a CPU; warm it is less
@@ -48,7 +48,7 @@ def settle(
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,
         save_total_limit=2,
-        **_of_loader(args),
+        **loading(args.device),
     )
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     share = "" if trained == model.num_parameters() else f", {trained:,} of them trained"
@@ -60,13 +60,6 @@ def settle(
     if decided["torch_compile"]:
         say("  the first step compiles the model, which can take a minute")
     return args, decided
-
-
-def _of_loader(args: TrainingArguments) -> dict[str, Any]:
-    """On a GPU batches come from pinned memory, and nothing waits until they have come."""
-    if args.device.type == "cpu":
-        return {"dataloader_pin_memory": False}
-    return {"dataloader_pin_memory": True, "accelerator_config": {"non_blocking": True}}
 
 
 def decide(

@@ -209,6 +209,12 @@ def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return functional.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
 
 
+def loading(device: torch.device) -> dict[str, Any]:
+    """The arguments by which batches come to a device: to a GPU from pinned memory, and nothing waits for them."""
+    is_gpu = device.type != "cpu"
+    return {"dataloader_pin_memory": is_gpu, "accelerator_config": {"non_blocking": is_gpu}}
+
+
 def training_arguments(values: dict[str, Any], output_dir: Path, **defaults: Any) -> TrainingArguments:
     """TrainingArguments of a recipe's `train:` section. `defaults` are hfkit's own, where the recipe says nothing.
 
