@@ -15,7 +15,7 @@ from hfkit.data.rows import learned
 from hfkit.data.rows.packing import IGNORED, PackedRows
 from hfkit.errors import HfkitError
 from hfkit.metrics.intervals import bootstrap
-from hfkit.model.heads import causal_of, compute_loss_with, is_plain
+from hfkit.model.heads import causal_of, compute_loss_with, is_plain, portable_attention
 from hfkit.runtime.bars import Bar
 from hfkit.training.chunked_head import chunk_tokens, chunked_head
 from hfkit.training.compilation import uncompiled
@@ -166,7 +166,9 @@ class HfkitTrainer(ResumableTrainer):
         With `intervals` also their 95 % intervals over the rows of tokens, `loss_low`, `loss_high` and so on; each row
         is taken to have as many bytes a token as the whole.
         """
-        sums = self._token_sums(rows, title, model)
+        # flex_attention that is not compiled would hold the scores of all tokens.
+        with portable_attention(self.model if model is None else model):
+            sums = self._token_sums(rows, title, model)
         bits_per_byte = float(sums[:, 1].sum()) / math.log(2) / rows.bytes  # of a loss of one nat a token
 
         def combine(total: np.ndarray) -> dict[str, float]:
