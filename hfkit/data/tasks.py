@@ -180,16 +180,15 @@ def reference(recipe: TaskRecipe, row: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys(fill(recipe.completion, version).strip() for version in versions))
 
 
-def classes_of(recipe: TaskRecipe, row: dict[str, Any]) -> str | list[str]:
-    """The class of a row by name, or of a list of classes all of them."""
+def classes_of(recipe: TaskRecipe, row: dict[str, Any]) -> list[str]:
+    """The classes of a row by name: the one that it has, or all of its list."""
     value = row[recipe.label]
-    return [str(each) for each in value] if isinstance(value, list) else str(value)
+    return [str(each) for each in (value if isinstance(value, list) else [value])]
 
 
 def count_classes(recipe: TaskRecipe, rows: list[dict[str, Any]]) -> int:
     """How many classes some rows have between them."""
-    found = [classes_of(recipe, row) for row in rows if recipe.label in row]
-    return len({name for each in found for name in ([each] if isinstance(each, str) else each)})
+    return len({name for row in rows if recipe.label in row for name in classes_of(recipe, row)})
 
 
 def is_multi_label(recipe: TaskRecipe, place: str, planned: StageRecipe | None) -> bool | None:

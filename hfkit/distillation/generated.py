@@ -14,6 +14,7 @@ from hfkit.artifacts import manifest
 from hfkit.data import corpus
 from hfkit.data.tasks import fields_of
 from hfkit.inference.generation import answers
+from hfkit.runtime.cores import usable_cores
 from hfkit.runtime.distributed import on_main, say
 
 
@@ -72,7 +73,8 @@ def _write(folder: Path, data: Path, rows: list[dict[str, Any]], made_from: dict
         pyarrow.parquet.write_table(table, work / "train.parquet", compression="zstd")
         content = {"name": "generated", "stage": "prepare", "made_from": made_from, "metrics": {"rows": len(rows)}}
         fingerprint = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
-        manifest.finish(work, {**content, "fingerprint": fingerprint, "inputs": {}})
+        hardware = {"cpu_count": usable_cores()}
+        manifest.finish(work, {**content, "fingerprint": fingerprint, "inputs": {}, "hardware": hardware})
 
 
 def _stored(value: Any) -> Any:

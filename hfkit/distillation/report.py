@@ -11,7 +11,7 @@ from hfkit.artifacts import manifest
 from hfkit.distillation.data import TrainingData
 from hfkit.metrics.catalogue import of_answers
 from hfkit.runtime.distributed import on_main
-from hfkit.training.callbacks import read_log
+from hfkit.training.callbacks import read_log, speed_lines
 
 ALONE = "alone"  # the folder in which the student without a teacher is trained
 Scores = dict[str, float]
@@ -109,11 +109,7 @@ def summary(metrics: dict[str, Any], found: dict[str, Scores], output: Path) -> 
     lines.append("")
     if "targets_bytes_per_token" in metrics:
         lines.append(f"  the teacher's targets take {metrics['targets_bytes_per_token']:.0f} bytes a token")
-    if metrics["tokens_per_second"]:
-        lines.append(
-            f"  trained at {metrics['tokens_per_second']:,.0f} tokens/s, "
-            f"{metrics['mfu']:.0%} of the measured matmul peak, in {metrics['train_seconds']:,.0f} s"
-        )
+    lines += speed_lines(metrics)
     return "\n".join([*lines, f"  {metrics['size_bytes'] / 1e6:,.1f} MB; everything is in {output}/"])
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hfkit.artifacts.manifest import is_adapter
-from hfkit.data.rows.packing import IGNORED
+from hfkit.data.rows.learned import places, taken
 from hfkit.errors import HfkitError
 from hfkit.model.adapters import merged
 from hfkit.model.heads import decoder_of, head_of, is_plain
@@ -138,11 +138,6 @@ def layers_of(outputs: Any, watch: Watch | None) -> Layers:
     return Layers(hidden_states, tuple(outputs.attentions or ()), watch.take() if watch else {})
 
 
-def learned(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Where a prediction is learned, (batch, tokens - 1): position t predicts token t + 1."""
-    return batch["labels"][:, 1:] != IGNORED
-
-
 def allowed(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Which tokens (batch, query, key) may look at which: none ahead, in another document, or padding."""
     ids = batch["input_ids"]
@@ -161,6 +156,6 @@ def target_batches(
     teacher: Teacher, batch: dict[str, torch.Tensor], width: int, tokens: int
 ) -> Iterator[torch.Tensor]:
     """The logits of all learned positions of a batch in order, a few tokens at a time, each (some, width)."""
-    states = teacher(batch)[0][:, :-1][learned(batch)]
+    states = taken(teacher(batch)[0], places(batch["labels"]))
     for start in range(0, len(states), tokens):
         yield teacher.logits(states[start : start + tokens], width)

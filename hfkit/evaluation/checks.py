@@ -5,6 +5,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from hfkit.artifacts.manifest import is_adapter
+from hfkit.data.corpus import read_split
 from hfkit.data.tasks import check_answers, check_chats, check_data, check_room, classes_of, is_multi_label
 from hfkit.data.tokenizer import load_tokenizer
 from hfkit.errors import HfkitError, did_you_mean, shown
@@ -41,8 +42,6 @@ def of_scoring(
         problems += of_model(recipe, key, place)
     yield from problems
     if not problems and "data" in places and is_there(places["data"], recipes.get("data")):
-        from hfkit.data.corpus import read_split
-
         yield from of_rows(recipe, read_split(places["data"], recipe.split, recipe.limit), present)
 
 
@@ -175,9 +174,9 @@ def _of_classes(recipe: Any, rows: list[dict[str, Any]], place: str) -> Iterator
     config = load_config(place, recipe.trust_remote_code)
     known = config.id2label.values()
     for number, row in enumerate(rows, 1):
-        classes, where = classes_of(recipe, row), f"row {number} of the {recipe.split} split"
-        if isinstance(classes, list) and not of_config.is_multi_label(config):
+        where = f"row {number} of the {recipe.split} split"
+        if isinstance(row[recipe.label], list) and not of_config.is_multi_label(config):
             yield f"chooses one class, and {where} has a list of them; fine-tune a model on rows with lists"
-        for name in [classes] if isinstance(classes, str) else classes:
+        for name in classes_of(recipe, row):
             if name not in known:
                 yield f"has no class {shown(name)} of {where}, {did_you_mean(name, known)}"

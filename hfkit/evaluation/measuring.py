@@ -15,9 +15,11 @@ from hfkit.data.tasks import prompt_ids  # noqa: E402
 from hfkit.errors import HfkitError  # noqa: E402
 from hfkit.evaluation import costs  # noqa: E402
 from hfkit.evaluation.inputs import Inputs, inputs_of  # noqa: E402
-from hfkit.evaluation.outcomes import Outcome, open_model, outcome_of  # noqa: E402
+from hfkit.evaluation.outcomes import Outcome, outcome_of  # noqa: E402
 from hfkit.evaluation.settings import ScoredRecipe  # noqa: E402
 from hfkit.inference.generation import generate  # noqa: E402
+from hfkit.inference.prompting import without_end  # noqa: E402
+from hfkit.model.loading import open_model  # noqa: E402
 from hfkit.recipe import limits  # noqa: E402
 from hfkit.runtime import isolated  # noqa: E402
 
@@ -111,5 +113,4 @@ def _beginnings(recipe: Any, rows: list[dict[str, Any]], inputs: Inputs, prompts
         return [ids or [inputs.tokenizer.pad_token_id] for ids in found]
     if prompts is None:
         prompts = [" ".join(row["text"].split(" ")[:SAMPLE_WORDS]) for row in rows[:SAMPLES]]
-    found = [inputs.tokenizer(text)["input_ids"][:room] for text in prompts]
-    return [ids[:-1] if len(ids) > 1 and ids[-1] == inputs.tokenizer.eos_token_id else ids for ids in found]
+    return [without_end(inputs.tokenizer(text)["input_ids"][:room], inputs.tokenizer) for text in prompts]

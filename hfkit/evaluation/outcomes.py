@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from hfkit.data.tasks import classes_of, reference
 from hfkit.evaluation.inputs import Inputs
@@ -11,7 +10,6 @@ from hfkit.inference import likelihood
 from hfkit.inference.generation import write
 from hfkit.metrics import scoring
 from hfkit.metrics.base import Statistics
-from hfkit.model.loading import base_quantization, load_model
 
 
 class Outcome(NamedTuple):
@@ -22,15 +20,6 @@ class Outcome(NamedTuple):
     prompts: list[str]
     texts: list[Any]
     sums: np.ndarray
-
-
-def open_model(place: str, task: str, trust_remote_code: bool) -> Any:
-    """The model at `place` as it is, on the device."""
-    model: Any = load_model(place, task, quantization=base_quantization(place), trust_remote_code=trust_remote_code)
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    if getattr(model.config, "quantization_config", None) is None:
-        model.to(device)
-    return model.eval()
 
 
 def outcome_of(recipe: Any, model: Any, inputs: Inputs) -> Outcome:
@@ -49,11 +38,7 @@ def outcome_of(recipe: Any, model: Any, inputs: Inputs) -> Outcome:
 
 def references_of(recipe: Any, rows: list[dict[str, Any]]) -> list[list[str]]:
     """Of each row what a right answer is; of a classifier's row its class, or all of its classes."""
-    return [_listed(classes_of(recipe, row)) if recipe.task == "classify" else reference(recipe, row) for row in rows]
-
-
-def _listed(answer: str | list[str]) -> list[str]:
-    return [answer] if isinstance(answer, str) else answer
+    return [classes_of(recipe, row) if recipe.task == "classify" else reference(recipe, row) for row in rows]
 
 
 def statistics_of(recipe: Any, rows: list[dict[str, Any]], outcomes: list[Outcome]) -> list[dict[str, Statistics]]:
@@ -63,7 +48,7 @@ def statistics_of(recipe: Any, rows: list[dict[str, Any]], outcomes: list[Outcom
         references = references_of(recipe, rows)
         answers = [each.texts for each in outcomes]
         if any(isinstance(each[0], list) for each in answers):  # one that chooses one class is held to lists too
-            answers = [list(map(_listed, each)) for each in answers]
+            answers = [list(map(scoring.listed, each)) for each in answers]
         labels = scoring.classes_in(references, *answers)
         found = [scoring.statistics(recipe.chosen, each, references, labels, recipe.tokenize) for each in answers]
     if outcomes[0].inputs.pieces is not None:

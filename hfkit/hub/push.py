@@ -34,7 +34,7 @@ def push(folder: Path, repo: str, private: bool = False, revision: str | None = 
     """
     made = _finished(folder)
     api = _api()
-    kind, branch = str(KINDS[made["makes"]].repository), revision or "main"
+    kind, branch = _repo_type(made), revision or "main"
     repo = _refuse_early(api, folder, made, repo, private, branch)
     with tempfile.TemporaryDirectory(prefix="hfkit-push-") as work:
         staged = Path(work) / "files"
@@ -96,6 +96,11 @@ def _finished(folder: Path) -> dict[str, Any]:
     return made
 
 
+def _repo_type(made: dict[str, Any]) -> str:
+    """`model` or `dataset`, as the Hub calls the repository of a folder."""
+    return str(KINDS[made["makes"]].repository)
+
+
 def _api() -> "HfApi":
     from huggingface_hub import HfApi, constants
     from huggingface_hub.utils import logging
@@ -119,7 +124,7 @@ def _refuse_early(api: "HfApi", folder: Path, made: dict[str, Any], repo: str, p
     repo = repo if "/" in repo else f"{user['name']}/{repo}"
     if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise HfkitError(f"{repo}: the token may only read; make one that may write, at the Hub under Access Tokens")
-    kind = str(KINDS[made["makes"]].repository)
+    kind = _repo_type(made)
     try:
         info = _told(repo, lambda: api.repo_info(repo, repo_type=kind), RepositoryNotFoundError)
     except RepositoryNotFoundError:

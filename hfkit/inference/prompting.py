@@ -2,14 +2,15 @@
 
 import os
 from collections.abc import Sequence
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from hfkit.data.tokenizer import load_tokenizer
 from hfkit.errors import HfkitError
 from hfkit.inference.generation import generate as generate_texts
-from hfkit.model.loading import base_quantization, load_model
+from hfkit.model.loading import open_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def generate(
@@ -31,13 +32,15 @@ def generate(
         2
     """
     place = os.fspath(model)
-    opened: Any = load_model(place, quantization=base_quantization(place), trust_remote_code=trust_remote_code)
-    if getattr(opened.config, "quantization_config", None) is None:
-        opened.to(torch.accelerator.current_accelerator() or "cpu")
+    opened = open_model(place, trust_remote_code=trust_remote_code)
     tokenizer: Any = load_tokenizer(place, "generate")
-    ids = [tokenizer(text)["input_ids"] for text in prompts]
-    ids = [row[:-1] if len(row) > 1 and row[-1] == tokenizer.eos_token_id else row for row in ids]
+    ids = [without_end(tokenizer(text)["input_ids"], tokenizer) for text in prompts]
     for number, row in enumerate(ids, 1):
         if not row:
             raise HfkitError(f"prompts: number {number} is without a token; leave it out, or give it a word")
-    return generate_texts(opened.eval(), tokenizer, ids, len(ids), generation)
+    return generate_texts(opened, tokenizer, ids, len(ids), generation)
+
+
+def without_end(ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """The tokens of a text that is to be gone on with: without the EOS that some tokenizers write last."""
+    return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids

@@ -81,7 +81,12 @@ def _f1(predictions: Answers, expected: Answers, labels: list[str] | None) -> St
 
 def classes_in(*answers: Answers) -> list[str]:
     """The classes that rows have or are predicted to have, in the order of their names."""
-    return sorted({name for rows in answers for each in rows for name in ([each] if isinstance(each, str) else each)})
+    return sorted({name for rows in answers for each in rows for name in listed(each)})
+
+
+def listed(answer: str | list[str]) -> list[str]:
+    """An answer as a list of classes, also where it is one class."""
+    return [answer] if isinstance(answer, str) else answer
 
 
 def of_likelihood(metrics: list[str], sums: list[np.ndarray]) -> list[dict[str, Statistics]]:

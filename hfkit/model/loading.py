@@ -203,6 +203,16 @@ def load_model(
     return _with_adapter(model, place) if is_adapter(place) else model
 
 
+def open_model(place: str, task: str = "generate", trust_remote_code: bool = False) -> Any:
+    """The model at `place` to be asked and not trained: as it was made, on the device, in its evaluation mode."""
+    import torch
+
+    model: Any = load_model(place, task, quantization=base_quantization(place), trust_remote_code=trust_remote_code)
+    if getattr(model.config, "quantization_config", None) is None:
+        model.to(torch.accelerator.current_accelerator() or "cpu")
+    return model.eval()
+
+
 def _tokenizer_beside(place: str) -> Any:
     """Return the tokenizer of a model; None where it has none, or one that needs code of its own."""
     from transformers import AutoTokenizer

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hfkit.metrics.catalogue import scores_of_training
+from hfkit.training.callbacks import speed_lines
 
 
 def summary(metrics: dict[str, Any], samples: list[tuple[str, str]], folder: Path) -> str:
@@ -23,11 +24,7 @@ def summary(metrics: dict[str, Any], samples: list[tuple[str, str]], folder: Pat
         both = f"{prompt}\033[1m{text}\033[0m" if sys.stdout.isatty() else f"{prompt} >>> {text}"
         shown = "\n    | ".join(both.splitlines())
         lines += [f"    | {shown}", ""]
-    if metrics["tokens_per_second"]:
-        lines.append(
-            f"  trained at {metrics['tokens_per_second']:,.0f} tokens/s, "
-            f"{metrics['mfu']:.0%} of the measured matmul peak, in {metrics['train_seconds']:,.0f} s"
-        )
+    lines += speed_lines(metrics)
     lines += [
         f"  {metrics['parameters']:,} parameters, {metrics['size_bytes'] / 1e6:,.1f} MB on disk",
         f"  model, tokenizer, README.md, metrics.json, metrics.jsonl and loss.png are in {folder}/",
@@ -39,9 +36,5 @@ def task_summary(metrics: dict[str, Any], folder: Path) -> str:
     """The result of a fine-tuning for a person."""
     shown = dict.fromkeys([*scores_of_training("generate"), *scores_of_training("classify", None)])
     lines = ["", "  test", *(f"    {name:<12} {metrics[name]:10.4g}" for name in shown if name in metrics), ""]
-    if metrics["tokens_per_second"]:
-        lines.append(
-            f"  trained at {metrics['tokens_per_second']:,.0f} tokens/s, "
-            f"{metrics['mfu']:.0%} of the measured matmul peak, in {metrics['train_seconds']:,.0f} s"
-        )
+    lines += speed_lines(metrics)
     return "\n".join([*lines, f"  {metrics['size_bytes'] / 1e6:,.1f} MB; everything is in {folder}/"])

@@ -67,13 +67,12 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     from hfkit.data import corpus
     from hfkit.evaluation import checks, harness, outcomes
     from hfkit.evaluation.inputs import inputs_of
+    from hfkit.model.loading import open_model
 
     # Everything that can be wrong with what is there now, before a model is loaded
     logging.disable_progress_bar()
-    rows, models = (
-        corpus.read_split(places["data"], recipe.split, recipe.limit) if "data" in places else [],
-        _models(places),
-    )
+    rows = corpus.read_split(places["data"], recipe.split, recipe.limit) if "data" in places else []
+    models = _models(places)
     checks.refuse(recipe, rows, models)
     inputs = {key: inputs_of(recipe, rows, place) for key, place in models.items()}
 
@@ -82,7 +81,7 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     for key, place in models.items():
         window, cut = inputs[key].window, inputs[key].cut
         say(f"  {place}, a window of {window:,} tokens" + (f", {cut:,} prompts cut" if cut else ""))
-        model = outcomes.open_model(place, recipe.task, recipe.trust_remote_code)
+        model = open_model(place, recipe.task, recipe.trust_remote_code)
         found[key] = outcomes.outcome_of(recipe, model, inputs[key])
         if recipe.benchmarks is not None:
             of_model, tokenizer = model, inputs[key].tokenizer

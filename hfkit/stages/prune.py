@@ -109,7 +109,7 @@ def _prune(recipe: Recipe, places: dict[str, str], rows: list[dict[str, Any]], o
     from hfkit.compression.whole import whole
     from hfkit.data.chat import set_generation_ids
     from hfkit.data.tokenizer import load_tokenizer
-    from hfkit.evaluation.outcomes import open_model
+    from hfkit.model.loading import open_model
 
     folder, started = output / PRUNED, manifest.read_json(output, manifest.STARTED) or {}
     made_of = {key: started.get(key) for key in ("fingerprint", "inputs")}

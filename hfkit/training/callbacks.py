@@ -81,6 +81,16 @@ class Speed(TrainerCallback):
         return time.perf_counter() - self.time - (self.trainer.pauses - self.pauses)
 
 
+def speed_lines(metrics: dict[str, Any]) -> list[str]:
+    """How fast a model was trained, beside what the machine can do; nothing where that was not measured."""
+    if not metrics["tokens_per_second"]:
+        return []
+    return [
+        f"  trained at {metrics['tokens_per_second']:,.0f} tokens/s, "
+        f"{metrics['mfu']:.0%} of the measured matmul peak, in {metrics['train_seconds']:,.0f} s"
+    ]
+
+
 class MetricsFile(TrainerCallback):
     """`metrics.jsonl`: a line a log. A resumed run first drops the lines of the steps that it repeats.
 

@@ -142,11 +142,12 @@ def task_examples(
 
 def _labels(place: str, recipe: TaskRecipe) -> list[str]:
     """The classes of the training split, in the order of their names; numbers in their own order."""
-    found, kinds = {}, set[type]()
+    found, has_lists = {}, False
     for split in corpus.SPLITS:
-        classes = [classes_of(recipe, row) for row in corpus.rows(place, split)]
-        kinds |= {type(each) for each in classes}
-        found[split] = {name for each in classes for name in ([each] if isinstance(each, str) else each)}
+        found[split] = set[str]()
+        for row in corpus.rows(place, split):
+            found[split] |= {*classes_of(recipe, row)}
+            has_lists |= isinstance(row[recipe.label], list)
     for split in ("validation", "test"):
         if unseen := sorted(found[split] - found["train"]):
             raise HfkitError(
@@ -155,7 +156,7 @@ def _labels(place: str, recipe: TaskRecipe) -> list[str]:
             )
     if not found["train"]:
         raise HfkitError("label: no row of the train split has a class; give rows that have, or name another column")
-    if len(found["train"]) < 2 and list not in kinds:
+    if len(found["train"]) < 2 and not has_lists:
         (only,) = found["train"]
         raise HfkitError(
             f"label: the train split has one class only, {only!r}, so that there is nothing to learn; give rows of "
@@ -164,9 +165,11 @@ def _labels(place: str, recipe: TaskRecipe) -> list[str]:
     return sorted(found["train"], key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
 
 
-def _numbers_of(classes: str | list[str], labels: list[str]) -> Any:
-    """The number of a class, or of several a vector of whether each is among them."""
-    return labels.index(classes) if isinstance(classes, str) else [label in classes for label in labels]
+def _numbers_of(recipe: TaskRecipe, row: dict[str, Any], labels: list[str]) -> Any:
+    """The number of a row's class, or of a list of classes a vector of whether each is among them."""
+    classes = classes_of(recipe, row)
+    is_list = isinstance(row[recipe.label], list)
+    return [label in classes for label in labels] if is_list else labels.index(classes[0])
 
 
 def _encode_split(
@@ -194,7 +197,7 @@ def _encode_split(
                 ids_file.write(np.asarray(example.ids, dtype=np.uint32).tobytes())
                 learned_file.write(np.asarray(example.learned, dtype=np.bool_).tobytes())
                 starts.append(starts[-1] + len(example.ids))
-                classes.append(_numbers_of(classes_of(recipe, values), labels) if labels else 0)
+                classes.append(_numbers_of(recipe, values, labels) if labels else 0)
                 counts["examples"] += 1
                 counts["cut"] += example.is_cut
                 counts["learned_tokens"] += sum(example.learned)

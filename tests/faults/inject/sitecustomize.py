@@ -10,6 +10,7 @@ Python imports this module at start-up where its folder stands first on PYTHONPA
     steps   of loss and gradient: where `value` (nan, inf) is put; at the step `die`, if any, the process is killed
     file    list: where the writes are listed. wait: made with the process id in it, until somebody removes it.
             fill: grows until the disk is full
+    after   a path that must be there first; it is waited for
     rank    the process that has the fault, 0 by default
 """
 
@@ -37,6 +38,8 @@ _PATIENCE = 60.0
 
 def _act(what: str, half: str | None = None) -> None:
     file = _fault.get("file", "")
+    if "after" in _fault:
+        _wait_while(lambda: not os.path.exists(_fault["after"]))
     if _fault["do"] == "list":
         with open(os.open(file, os.O_APPEND | os.O_CREAT | os.O_WRONLY), "a") as listed:
             listed.write(what + "\n")
@@ -55,9 +58,13 @@ def _act(what: str, half: str | None = None) -> None:
         with open(file + ".new", "w") as marker:
             marker.write(str(os.getpid()))
         os.rename(file + ".new", file)
-        end = time.monotonic() + _PATIENCE
-        while os.path.exists(file) and time.monotonic() < end:
-            time.sleep(0.01)
+        _wait_while(lambda: os.path.exists(file))
+
+
+def _wait_while(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + _PATIENCE
+    while condition() and time.monotonic() < end:
+        time.sleep(0.01)
 
 
 # ---- writes
