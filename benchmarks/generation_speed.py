@@ -34,7 +34,7 @@ from transformers import PreTrainedTokenizerFast
 from hfkit.artifacts import manifest
 from hfkit.data import corpus
 from hfkit.data.rows.packing import IGNORED
-from hfkit.data.tasks import TaskRecipe, prompt_ids
+from hfkit.data.tasks import task_in
 from hfkit.data.tokenizer import load_tokenizer
 from hfkit.inference import decoding, generation
 from hfkit.inference.batches import padded
@@ -119,10 +119,10 @@ class Toy:
 def real(place: str, data: str, rows: int) -> tuple[Any, Any, list[list[int]]]:
     """A fine-tuned model, its tokenizer, and the prompts of its task's test split."""
     made = (manifest.read_json(Path(place)) or {}).get("recipe", {})
-    task = TaskRecipe.model_construct(**{key: made[key] for key in TaskRecipe.model_fields if key in made})
+    task = task_in(made)
     tokenizer = load_tokenizer(place)
     room = made.get("sequence_length", 256) - generation.NEW_TOKENS
-    prompts = [prompt_ids(task, row, tokenizer, room)[0] for row in list(corpus.rows(data, "test"))[:rows]]
+    prompts = [task.prompt_ids(row, tokenizer, room)[0] for row in list(corpus.rows(data, "test"))[:rows]]
     return load_model(place).eval(), tokenizer, [prompt for prompt in prompts if prompt]
 
 

@@ -214,7 +214,7 @@ def adapting(size: Size, quantization: dict[str, Any] | None, is_toy: bool) -> P
     rows = speed.Rows(vocabulary=size.vocab_size, tokens=size.tokens)
 
     def hfkit(dtype: torch.dtype = torch.float32, is_compiled: bool = not is_toy) -> list[float]:
-        model = adapt(load_model(folder, dtype=dtype, quantization=quantization), LORA, "generate", bool(quantization))
+        model = adapt(load_model(folder, dtype=dtype, quantization=quantization), LORA, False, bool(quantization))
         options = {**ground.options, "torch_compile": is_compiled}
         return speed.with_trainer(HfkitTrainer, model, rows, size.steps, **options)
 

@@ -4,7 +4,6 @@ import copy
 import json
 import random
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +25,8 @@ from hfkit.data.chat import (
 )
 from hfkit.data.columns import BadRow, Columns, Row
 from hfkit.data.parquet import ParquetWriters
-from hfkit.data.tasks import TaskRecipe, check_chats, encode
+from hfkit.data.tasks import Task
+from hfkit.data.tasks.chat import Chat
 from hfkit.distillation import generated
 from hfkit.errors import HfkitError
 from hfkit.reports import snippets
@@ -116,13 +116,13 @@ def test_training_and_inference_see_the_same_ids(kind: str, template: str) -> No
 
 
 def test_a_chat_is_cut_after_the_last_answer_that_fits() -> None:
-    tokenizer, recipe = tokenizer_of("byte_level"), SimpleNamespace(task="chat", messages="messages", tools="tools")
+    tokenizer, task = tokenizer_of("byte_level"), Chat()
     chat = {"messages": chat_of("cat", "dog", "tree", "river")}
-    (whole,) = encode(recipe, chat, tokenizer, 200)  # type: ignore[arg-type]
+    (whole,) = task.encode(chat, tokenizer, 200)
     assert not whole.is_cut and tokenizer.decode(whole.ids).endswith("river</s>")
-    (cut,) = encode(recipe, chat, tokenizer, len(whole.ids) - 1)  # type: ignore[arg-type]
+    (cut,) = task.encode(chat, tokenizer, len(whole.ids) - 1)
     assert cut.is_cut and tokenizer.decode(cut.ids).endswith("dog</s>")
-    assert encode(recipe, chat, tokenizer, 4) == []  # type: ignore[arg-type]
+    assert task.encode(chat, tokenizer, 4) == []
 
 
 def test_a_template_that_rewrites_earlier_turns_gives_each_answer_its_own_context() -> None:
@@ -158,15 +158,15 @@ def test_tool_calls_are_learned_and_their_results_are_not() -> None:
 
 
 def test_a_template_that_leaves_tool_calls_out_is_told() -> None:
-    tokenizer, recipe = tokenizer_of("byte_level"), TaskRecipe(stage="finetune", task="chat")
+    tokenizer, task = tokenizer_of("byte_level"), Chat()
     turns = chat_of("cat", "")
     turns[1]["tool_calls"] = [{"type": "function", "function": {"name": "look", "arguments": {}}}]
     rows = [{"messages": chat_of("cat", "dog")}, {"messages": turns}]
-    ((key, problem),) = check_chats(recipe, rows, tokenizer, "the train split")
+    ((key, problem),) = task.row_problems(rows, tokenizer, "the train split")
     assert key == "data" and "row 2 of the train split: messages: the chat template does not write the tool" in problem
     assert "such as chatml" in problem
     tokenizer.chat_template = TEMPLATES["chatml"]
-    assert not list(check_chats(recipe, rows, tokenizer, "the train split"))
+    assert not list(task.row_problems(rows, tokenizer, "the train split"))
 
 
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
@@ -404,4 +404,4 @@ def test_a_message_that_cannot_be_kept(message: dict[str, Any], reason: str) -> 
     good = Columns({"messages": "messages"}).row(
         {"messages": chat_of("a", "b")}, {"messages": "messages"}, "a.jsonl:2"
     )
-    assert isinstance(good, Row) and TaskRecipe.model_fields["messages"].default in good.values
+    assert isinstance(good, Row) and Task.messages in good.values

@@ -182,7 +182,7 @@ def test_names_that_are_no_columns_are_told_before_reading(keys: dict[str, Any],
         "sources": [{"builtin": "python-stdlib"}],
         "columns": {"text": "text", "topic": "label"},
     }
-    assert list(prepare.check(prepare.Recipe.model_validate({**recipe, **keys}), {}, {})) == [problem]
+    assert list(prepare.check(prepare.Recipe.model_validate({**recipe, **keys}), {})) == [problem]
 
 
 def test_the_functions_of_the_library_hide_their_docstrings() -> None:

@@ -17,9 +17,10 @@ import pytest
 from hfkit import cli
 from hfkit.artifacts import manifest
 from hfkit.data import corpus
+from hfkit.data.tasks.text import Text
 from hfkit.errors import HfkitError
 from hfkit.evaluation import comparison, costs, measuring
-from hfkit.evaluation.settings import ScoredRecipe
+from hfkit.evaluation.settings import Scoring
 from hfkit.recipe import limits
 from hfkit.reports import comparison as report
 from hfkit.runtime import isolated, signals
@@ -294,8 +295,7 @@ def test_names_and_texts_are_no_markup(there: Path) -> None:
 # ---- the processes that measure
 
 
-def scored(**keys: Any) -> ScoredRecipe:
-    return ScoredRecipe.model_validate({"stage": "compare", "data": "runs/data", "batch_size": 4, **keys})
+SCORING = Scoring(Text(), ("bits_per_byte", "perplexity"), batch_size=4)
 
 
 def die(*_: Any) -> None:
@@ -305,10 +305,10 @@ def die(*_: Any) -> None:
 def test_a_process_that_fails_or_ends_is_told(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = list(corpus.rows("runs/data", "test"))[:2]
     with pytest.raises(HfkitError, match="runs/nothere: no tokenizer can be loaded"):
-        measuring.measure(scored(), rows, "runs/nothere")
+        measuring.measure(SCORING, rows, "runs/nothere")
     monkeypatch.setattr(isolated, "_answer", die)
     with pytest.raises(HfkitError, match="runs/small: the process that measured it was killed"):
-        measuring.measure(scored(), rows, "runs/small")
+        measuring.measure(SCORING, rows, "runs/small")
 
 
 def hang(*_: Any) -> None:
@@ -320,7 +320,7 @@ def test_a_signal_ends_the_process_that_measures_too(monkeypatch: pytest.MonkeyP
     signal.signal(signal.SIGALRM, lambda *_: signals._on_signal(signal.SIGTERM, None))
     signal.alarm(2)
     with pytest.raises(signals.Stopped), signals.handled():
-        measuring.measure(scored(), [], "runs/small")
+        measuring.measure(SCORING, [], "runs/small")
     assert multiprocessing.active_children() == []
 
 
@@ -339,7 +339,7 @@ def test_beside_a_gpu_nothing_is_imported_before_a_process_begins(has_gpu: bool,
 
 def test_each_model_has_the_memory_of_its_own_process(there: Path) -> None:
     rows = list(corpus.rows("runs/data", "test"))[:2]
-    found = [measuring.measure(scored(), rows, f"runs/{name}") for name in ("small", "small", "int8")]
+    found = [measuring.measure(SCORING, rows, f"runs/{name}") for name in ("small", "small", "int8")]
     assert found[0].samples == found[1].samples and (found[0].outcome.sums == found[1].outcome.sums).all()
     assert all((each.costs["memory_bytes"] or 0) > 0 for each in found)
 

@@ -9,6 +9,8 @@ import pytest
 from hfkit import cli
 from hfkit.data import corpus
 from hfkit.data.guess import guess
+from hfkit.data.tasks import TASKS
+from hfkit.data.tasks.generate import Generate
 from hfkit.engine import graph
 from hfkit.errors import HfkitError
 from hfkit.recipe import yaml_source
@@ -52,18 +54,18 @@ def write(path: Path, row: dict[str, Any], count: int = 60) -> Path:
 def test_columns_are_known_by_their_usual_names(
     tmp_path: Path, name: str, task: str, columns: dict[str, str], keys: dict[str, str]
 ) -> None:
-    found = guess(str(write(tmp_path / "rows.jsonl", ROWS[name])), task, {})
+    found = guess(str(write(tmp_path / "rows.jsonl", ROWS[name])), TASKS[task], {})
     assert (found.columns, found.keys) == (columns, keys)
 
 
 def test_what_the_recipe_names_is_taken(tmp_path: Path) -> None:
     path = str(write(tmp_path / "rows.jsonl", {"q": "a", "topic": "x", "answer": "b"}))
-    found = guess(path, "generate", {"prompt": "On {topic}: {q}"})
+    found = guess(path, Generate, {"prompt": "On {topic}: {q}"})
     assert found.columns == {"topic": "text", "q": "text", "answer": "text"} and found.keys == {
         "completion": "{answer}"
     }
     with pytest.raises(HfkitError) as told:
-        guess(path, "classify", {})
+        guess(path, TASKS["classify"], {})
     assert "no column is known to be the prompt" in str(told.value) and "topic: 'x'" in str(told.value)
     assert str(told.value).endswith("task: classify\n    prompt: '{<column>}'")
 

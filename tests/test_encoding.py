@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 from hfkit.data import encoding
 from hfkit.data.encoding import bulk_encoder
 from hfkit.data.rows import packing
+from hfkit.recipe.fields import ResolvedInput
 from hfkit.stages import tokenizer as stage
 
 fastokens = pytest.importorskip("fastokens")
@@ -81,7 +82,7 @@ def test_an_encoder_that_differs_is_not_taken_and_that_is_told(
 @pytest.mark.parametrize("algorithm", ["bpe", "unigram", "wordpiece", "word", "character"])
 def test_every_kind_of_tokenizer_is_encoded_right(made: Path, tmp_path: Path, algorithm: str) -> None:
     recipe = {"stage": "tokenizer", "data": str(made / "runs/data"), "algorithm": algorithm, "vocab_size": 200}
-    stage.run(stage.Recipe.model_validate(recipe), {"data": str(made / "runs/data")}, tmp_path)
+    stage.run(stage.Recipe.model_validate(recipe), {"data": ResolvedInput(str(made / "runs/data"))}, tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     texts = ["the red cat", "", "  unseen\u00e9 words 17", "dog<eos>tree"]
     found = bulk_encoder(tokenizer, texts)[0](texts)

@@ -21,11 +21,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from hfkit import cli
 from hfkit.artifacts import manifest
 from hfkit.data import corpus
+from hfkit.data.tasks.text import windows
 from hfkit.data.tokenizer import load_tokenizer
 from hfkit.engine import graph
 from hfkit.errors import HfkitError
 from hfkit.evaluation import harness
-from hfkit.inference import likelihood
 from hfkit.inference.generation import generate
 from hfkit.model.loading import load_model
 from hfkit.reports import evaluation
@@ -114,7 +114,7 @@ def test_perplexity_is_a_sum_over_the_tokens_whatever_the_batch(recipe: Path) ->
 
 def test_windows_predict_every_token_once() -> None:
     for length in (1, 2, 7, 8, 9, 30):
-        pieces = list(likelihood.windows(list(range(length)), 8))
+        pieces = list(windows(list(range(length)), 8))
         assert [token for piece in pieces for token in piece.ids[1:]] == list(range(1, length))
         assert all(len(piece.ids) <= 8 for piece in pieces)
 
@@ -273,7 +273,7 @@ def test_an_encoder_decoder_answers_as_it_would_to_each_prompt_alone(recipe: Pat
 def test_a_classifier_without_an_end_of_text_is_evaluated(recipe: Path) -> None:
     save_foreign("bert", Path("foreign"))
     found, rows = run("model=foreign", "task=classify", "prompt='{question}'", "label=topic")
-    model = load_model("foreign", "classify").eval()
+    model = load_model("foreign", has_classes=True).eval()
     tokenizer = AutoTokenizer.from_pretrained("foreign")
     for row in rows:
         with torch.no_grad():

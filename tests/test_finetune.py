@@ -17,7 +17,8 @@ from hfkit import cli
 from hfkit.artifacts import manifest
 from hfkit.data.rows.examples import Examples, PackedExamples, best_fit, pad
 from hfkit.data.rows.packing import IGNORED
-from hfkit.data.tasks import TaskRecipe, encode, fill, prompt_ids
+from hfkit.data.tasks.generate import Generate
+from hfkit.data.tasks.templates import fill
 from hfkit.errors import HfkitError
 from hfkit.model import HfkitConfig, HfkitForCausalLM, adapters
 from hfkit.model.loading import load_model
@@ -117,10 +118,6 @@ def problems(capsys: pytest.CaptureFixture[str], *options: str, recipe: str = RE
     return capsys.readouterr().err
 
 
-def task(**keys: Any) -> TaskRecipe:
-    return TaskRecipe.model_validate({"stage": "finetune", "task": "generate", **keys})
-
-
 # ---- training
 
 
@@ -206,7 +203,7 @@ def test_an_evaluation_changes_no_gradient_of_qlora(tmp_path: Path) -> None:
     heads = {"num_hidden_layers": 2, "num_attention_heads": 4}
     HfkitForCausalLM(HfkitConfig(vocab_size=64, hidden_size=64, **heads)).save_pretrained(tmp_path)
     base = load_model(str(tmp_path), dtype=torch.float32, quantization={"load_in_4bit": True})
-    model = adapters.adapt(base, {"r": 4, "init_lora_weights": False}, "generate", is_quantized=True)
+    model = adapters.adapt(base, {"r": 4, "init_lora_weights": False}, has_classes=False, is_quantized=True)
     ids, gradients = torch.arange(24).view(2, 12), []
     for _ in range(2):
         model.zero_grad()
@@ -279,7 +276,7 @@ def test_a_classifier_knows_the_names_of_its_classes(there: Path) -> None:
     assert found["accuracy"] > 0.8 and 0 < found["f1"] <= 1
     config = json.loads(Path("runs/classify/config.json").read_text())
     assert config["id2label"] == {"0": "animal", "1": "other"} and config["label2id"] == {"animal": 0, "other": 1}
-    model = load_model("runs/classify", "classify").eval()
+    model = load_model("runs/classify", has_classes=True).eval()
     tokenizer = AutoTokenizer.from_pretrained("runs/classify")
     with torch.no_grad():
         logits = model(**tokenizer("the cat and the dog", return_tensors="pt", return_token_type_ids=False)).logits
@@ -301,8 +298,8 @@ def tokenizer(prepared: Path) -> Any:
 
 
 def test_the_completion_and_its_end_are_learned_and_nothing_else(tokenizer: Any) -> None:
-    recipe = task(prompt="{question} ->", completion=" {answer}")
-    (example,) = encode(recipe, {"question": "the red cat", "answer": "the"}, tokenizer, 32)
+    task = Generate(prompt="{question} ->", completion=" {answer}")
+    (example,) = task.encode({"question": "the red cat", "answer": "the"}, tokenizer, 32)
     assert not example.is_cut
     learned = [each for each, is_learned in zip(example.ids, example.learned, strict=True) if is_learned]
     assert tokenizer.decode(learned) == " the<eos>"
@@ -310,22 +307,22 @@ def test_the_completion_and_its_end_are_learned_and_nothing_else(tokenizer: Any)
 
 
 def test_the_longest_column_of_the_prompt_is_cut_at_its_end(tokenizer: Any) -> None:
-    recipe = task(prompt="{a} and {b} ->", completion=" {c}")
+    task = Generate(prompt="{a} and {b} ->", completion=" {c}")
     values = {"a": "red cat", "b": "green tree " * 30, "c": "river river"}
-    (example,) = encode(recipe, values, tokenizer, 24)
+    (example,) = task.encode(values, tokenizer, 24)
     assert example.is_cut and 20 <= len(example.ids) <= 24
     text = tokenizer.decode(example.ids)
     assert text.startswith("<bos>red cat and green tree green") and text.endswith(" -> river river<eos>")
-    assert encode(recipe, {**values, "c": "river " * 40}, tokenizer, 24) == []  # the completion is never cut
-    assert prompt_ids(task(prompt="the " * 40 + "{a}"), values, tokenizer, 24) == ([], True)
+    assert task.encode({**values, "c": "river " * 40}, tokenizer, 24) == []  # the completion is never cut
+    assert Generate(prompt="the " * 40 + "{a}").prompt_ids(values, tokenizer, 24) == ([], True)
 
 
 def test_examples_of_a_row_do_not_see_each_other(prepared: Path, tokenizer: Any, tmp_path: Path) -> None:
     """The sum of the losses of packed examples is that of the examples alone."""
     from hfkit.data.rows.examples import task_examples
 
-    recipe = task(prompt="{question} ->", completion=" {answer}")
-    folder = task_examples(str(prepared / "runs/tasks"), recipe, tokenizer, 32, tmp_path)
+    task = Generate(prompt="{question} ->", completion=" {answer}")
+    folder = task_examples(str(prepared / "runs/tasks"), task, tokenizer, 32, tmp_path)
     examples = Examples(folder, "validation")
     packed = PackedExamples(examples, 32, tokenizer.pad_token_id)
     assert 1 < len(packed) < len(examples)

@@ -249,7 +249,7 @@ def test_mistakes_about_the_split_of_a_source(tmp_path: Path) -> None:
     source, split = {"files": path, "into": "test"}, {"validation": 0.1, "test": 0.1}
     recipe = prepare.Recipe.model_validate({"stage": "prepare", "sources": [source], "split": split})
     problem = "sources.0 goes into test, which takes no others; delete one"
-    assert list(prepare.check(recipe, {}, {})) == [("split.test", problem)]
+    assert list(prepare.check(recipe, {})) == [("split.test", problem)]
 
 
 def test_dropped_documents_are_counted_by_reason(tmp_path: Path) -> None:
@@ -408,7 +408,7 @@ def test_no_pattern_of_ftfy_reaches_beyond_what_is_shown_to_it() -> None:
 def test_missing_file_is_told_before_the_run(tmp_path: Path, name: str) -> None:
     recipe = prepare.Recipe.model_validate({"stage": "prepare", "sources": [{"files": f"{tmp_path}/{name}"}]})
     message = f"{tmp_path}/{name}: no such file; name a file, a folder or a glob that exists"
-    assert list(prepare.check(recipe, {}, {})) == [("sources.0.files", message)]
+    assert list(prepare.check(recipe, {})) == [("sources.0.files", message)]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +25,8 @@ from transformers import (
 )
 
 from hfkit.compression import calibration, quantization
+from hfkit.data.tasks.classify import Classify
+from hfkit.data.tasks.text import Text
 from hfkit.errors import HfkitError
 from hfkit.model import HfkitConfig, HfkitForCausalLM
 from hfkit.model.loading import load_model
@@ -84,16 +85,14 @@ def recipe(quantized: Path, there: Path) -> Path:  # noqa: F811
 
 def quantize(place: str | Path, folder: str, scheme: dict[str, Any], **keys: Any) -> dict[str, Any]:
     """The folder that the stage makes, without the measuring."""
-    asked = {"method": "bitsandbytes", "task": "text", "trust_remote_code": False, "texts": [], **keys}
-    texts, tokenizer = asked.pop("texts"), AutoTokenizer.from_pretrained("runs/pretrain")
-    return quantization.quantize(
-        str(place), Path(folder), SimpleNamespace(quantization=scheme, **asked), texts, tokenizer
-    )
+    tokenizer = AutoTokenizer.from_pretrained("runs/pretrain")
+    asked = {"method": "bitsandbytes", "options": scheme, "task": Text(), "texts": [], "trust_remote_code": False}
+    return quantization.quantize(str(place), Path(folder), tokenizer=tokenizer, **{**asked, **keys})
 
 
 @torch.no_grad()
-def logits(place: str, task: str = "generate") -> torch.Tensor:
-    return load_model(place, task).eval()(IDS).logits.float()
+def logits(place: str, has_classes: bool = False) -> torch.Tensor:
+    return load_model(place, has_classes).eval()(IDS).logits.float()
 
 
 def difference(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -189,15 +188,15 @@ def test_an_adapter_on_the_folder_is_merged_into_what_it_dequantizes_to(
 
 def test_the_head_of_a_classifier_stays_whole(recipe: Path) -> None:
     torch.manual_seed(0)
-    model = load_model("runs/pretrain", "classify", labels=["animal", "other"])
+    model = load_model("runs/pretrain", True, labels=["animal", "other"])
     model.save_pretrained("runs/classes")
-    found = quantize("runs/classes", "runs/q", INT8, task="classify")
+    found = quantize("runs/classes", "runs/q", INT8, task=Classify())
     assert found["whole_modules"] == ["score"] and set(found["quantized_modules"]) == ALL
-    made: Any = load_model("runs/q", "classify")
+    made: Any = load_model("runs/q", True)
     assert type(made.score) is nn.Linear and made.config.id2label == {0: "animal", 1: "other"}
     assert torch.equal(made.score.weight, model.score.weight.bfloat16())  # type: ignore[union-attr]
-    plain = logits("runs/classes", "classify")
-    assert difference(logits("runs/q", "classify"), plain) < 0.1 * plain.abs().mean()
+    plain = logits("runs/classes", True)
+    assert difference(logits("runs/q", True), plain) < 0.1 * plain.abs().mean()
 
 
 def test_a_stock_model_with_a_head_of_its_own(recipe: Path) -> None:
@@ -247,10 +246,9 @@ def test_a_dequantized_conv1d_is_saved_as_what_it_was(gpt2: str, name: str) -> N
 
 
 def test_a_method_that_leaves_conv1d_whole_is_refused_before(gpt2: str) -> None:
-    asked = SimpleNamespace(method="torchao", task="text", trust_remote_code=False, quantization={})
-    assert [*quantization.problems_with(asked, "runs/pretrain")] == []
+    assert [*quantization.problems_with("runs/pretrain", "torchao", {}, False, False)] == []
     rule = "torchao takes nn.Linear alone, and beside its head a model of type gpt2 has Conv1D; use bitsandbytes"
-    assert [*quantization.problems_with(asked, gpt2)] == [("method", rule)]
+    assert [*quantization.problems_with(gpt2, "torchao", {}, False, False)] == [("method", rule)]
 
 
 def test_evaluate_and_distill_take_the_folder(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -349,9 +347,8 @@ def test_texts_of_the_evaluation_are_no_calibration(
     assert "of the train split of runs/other" in told and "evaluated on; choose others" in told
     assert not Path("runs/quantize").exists()
 
-    asked = SimpleNamespace(task="text", calibration_split="train", columns=lambda: ["text"])
     rows = [{"text": "another text"}]
-    assert len(list(calibration.texts_of(asked, {"calibration": "runs/other"}, rows))) > 4
+    assert len(list(calibration.texts_of(Text(), "runs/other", "train", rows))) > 4
 
 
 # ---- other libraries

@@ -20,6 +20,7 @@ from hfkit.data import corpus
 from hfkit.data.columns import BadRow, Columns, Row
 from hfkit.data.guess import guess
 from hfkit.data.sources.reading import Source, files_of, read
+from hfkit.data.tasks.text import Text
 from hfkit.errors import HfkitError
 from hfkit.stages import prepare
 
@@ -53,7 +54,7 @@ def test_no_bytes_break_a_reader(tmp_path: Path, suffix: str) -> None:
                 assert isinstance(row, BadRow) or row.values["text"].encode() is not None
                 assert row.origin.startswith(str(path)) and (isinstance(row, Row) or (row.reason and row.lines > 0))
         try:
-            guess(str(path), "text", {})
+            guess(str(path), Text, {})
         except HfkitError as error:
             assert str(path) in str(error)
 
@@ -89,7 +90,7 @@ def test_no_damage_breaks_a_reader(tmp_path: Path, suffix: str) -> None:
                 assert row.origin.startswith(str(path))
                 assert row.reason if isinstance(row, BadRow) else row.values["text"].encode() is not None
         with contextlib.suppress(HfkitError):
-            guess(str(path), "text", {})
+            guess(str(path), Text, {})
             if ".parquet" in suffix:
                 (tmp_path / "train.parquet").write_bytes(path.read_bytes())
                 list(corpus.rows(str(tmp_path), "train"))

@@ -1,4 +1,4 @@
-"""What one entry is enough for: a metric, a loss, a kind of artifact and a stage are each added in one place."""
+"""What one entry is enough for: a metric, a task, a loss, a kind of artifact, a stage are each added in one place."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ from tests.toy import write_world
 METRIC = """
 from hfkit.metrics import catalogue
 catalogue.CATALOGUE += (
-    catalogue.Metric("wit", "texts", ("generate",), ("wit",), "text:ExactMatch", in_training=("wit",),
+    catalogue.Metric("wit", "texts", ("wit",), "text:ExactMatch", in_training=("wit",),
                      on_hub={"wit": "wit"}, quality=(9, "wit")),
 )
 from hfkit.engine import schema
@@ -21,12 +21,67 @@ from hfkit.reports import metadata
 
 known = schema.of_stage("evaluate")["properties"]["metrics"]
 assert "wit" in str(known), known
-assert "wit" in catalogue.fitting("generate") and "wit" not in catalogue.fitting("classify")
-assert "wit" in catalogue.scores_of_training("generate") and "wit" in catalogue.qualities()
-assert not list(limits.check_best({"metric_for_best_model": "wit"}, catalogue.scores_of_training("generate")))
+assert "wit" in catalogue.fitting(["texts"]) and "wit" not in catalogue.fitting(["classes"])
+assert "wit" in catalogue.scores_of_training(["texts"]) and "wit" in catalogue.qualities()
+assert not list(limits.check_best({"metric_for_best_model": "wit"}, catalogue.scores_of_training(["texts"])))
 assert [each.name for each in metadata.scores_of({"wit": 0.5})] == ["wit"]
 from hfkit.metrics.scoring import statistics
 print(statistics(["wit"], ["a"], [["a"]])["wit"].scores())
+"""
+TASK = """
+import sys
+sys.path.insert(0, ".")
+from hfkit.data import tasks
+from shout import Shout
+tasks.TASKS["shout"] = Shout
+from hfkit import cli
+from hfkit.engine import schema
+sys.stderr = sys.stdout
+
+for stage in ("finetune", "evaluate", "quantize"):
+    assert "shout" in schema.of_stage(stage)["properties"]["task"]["enum"], stage
+assert "shout: the text in capitals." in str(schema.of_stage("finetune"))
+assert cli.main(["run", "recipes/shout.yaml", "task=shoot"]) == 2
+assert cli.main(["run", "recipes/shout.yaml"]) == 0
+assert cli.main(["run", "evaluate.yaml"]) == 0
+"""
+OWN_TASK = """
+import dataclasses
+from typing import ClassVar
+from hfkit.data.tasks.generate import Generate
+
+@dataclasses.dataclass(frozen=True)
+class Shout(Generate):
+    name: ClassVar[str] = "shout"
+    about: ClassVar[str] = "the text in capitals"
+
+    def columns(self):
+        return {"text": ("data", "text")}
+
+    def column_problems(self):
+        return iter(())
+
+    def prompt_ids(self, row, tokenizer, length, is_whole=False):
+        return tokenizer(row["text"][:8] + " ->")["input_ids"][:length], False
+
+    def encode(self, row, tokenizer, length):
+        from hfkit.data.tasks import Example
+
+        ids, answer = self.prompt_ids(row, tokenizer, 16)[0], tokenizer(self.references(row)[0])["input_ids"]
+        return [Example(ids + answer, [False] * len(ids) + [True] * len(answer))] if len(answer) < length - 16 else []
+
+    def references(self, row):
+        return [row["text"][:8].upper()]
+"""
+SHOUT = """
+stage: finetune
+model: pretrain.yaml
+data: data.yaml
+task: shout
+sequence_length: 32
+evaluation_rows: 2
+generation: {max_new_tokens: 4}
+train: {max_steps: 2, per_device_train_batch_size: 2, torch_compile: false, bf16: false, logging_steps: 1}
 """
 LOSS = """
 from hfkit.distillation import catalogue
@@ -76,18 +131,18 @@ class Recipe(StageRecipe):
     stage: Literal["count"]
     data: Annotated[str, Input("data set")]
 
-def check(recipe, places, recipes):
+def check(recipe, inputs):
     yield from ()
 
-def run(recipe, places, output):
+def run(recipe, inputs, output):
     from hfkit.data import corpus
-    return {"rows": len(corpus.read_split(places["data"], "train"))}
+    return {"rows": len(corpus.read_split(inputs["data"].path, "train"))}
 '''
 COSTS = """
 from hfkit.planning.work import Chore, Work
 
-def describe(recipe, places):
-    return {"counts": places["data"]}
+def describe(recipe, inputs):
+    return {"counts": inputs["data"].path}
 
 def work(recipe, known):
     return Work([Chore("counting", 1.0)])
@@ -113,6 +168,18 @@ def run(code: str, folder: Path) -> str:
 
 def test_a_metric_is_one_entry(tmp_path: Path) -> None:
     assert "{'wit': 1.0}" in run(METRIC, tmp_path).replace("exact_match", "wit")
+
+
+def test_a_task_is_one_file(tmp_path: Path) -> None:
+    write_world(tmp_path)
+    (tmp_path / "shout.py").write_text(OWN_TASK, encoding="utf-8")
+    (tmp_path / "recipes/shout.yaml").write_text(SHOUT, encoding="utf-8")
+    scored = "stage: evaluate\nmodel: recipes/shout.yaml\ndata: recipes/data.yaml\ntask: shout\nlimit: 3\n"
+    (tmp_path / "evaluate.yaml").write_text(scored, encoding="utf-8")
+    assert "must be one of generate, chat, classify, shout" in run(TASK, tmp_path)
+    for line in (tmp_path / "runs/evaluate/predictions.jsonl").read_text(encoding="utf-8").splitlines():
+        assert json.loads(line)["references"][0].isupper()
+    assert "`task: shout`" in (tmp_path / "runs/evaluate/README.md").read_text(encoding="utf-8")
 
 
 def test_a_loss_is_one_entry(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from hfkit.data import corpus
 from hfkit.data.tokenizer import load_tokenizer
 from hfkit.errors import HfkitError
+from hfkit.recipe.fields import ResolvedInput
 from hfkit.stages import tokenizer as stage
 
 ALGORITHMS = ("byte_level_bpe", "bpe", "unigram", "wordpiece", "word", "character")
@@ -39,7 +40,7 @@ def run(folder: Path, data: str, **keys: Any) -> tuple[PreTrainedTokenizerFast, 
     """The tokenizer as everyone loads it, and its metrics."""
     folder.mkdir(exist_ok=True)
     recipe = stage.Recipe.model_validate({"stage": "tokenizer", "data": data, "vocab_size": 320, **keys})
-    metrics = stage.run(recipe, {"data": data}, folder)
+    metrics = stage.run(recipe, {"data": ResolvedInput(data)}, folder)
     return AutoTokenizer.from_pretrained(folder), metrics
 
 
@@ -128,7 +129,7 @@ def test_sample_bytes_caps_what_is_read(tmp_path: Path) -> None:
 
 def test_mistakes_are_told_before_and_in_the_run(tmp_path: Path) -> None:
     recipe = stage.Recipe.model_validate({"stage": "tokenizer", "data": "data", "vocab_size": 261})
-    size, data = stage.check(recipe, {"data": str(tmp_path)}, {})
+    size, data = stage.check(recipe, {"data": ResolvedInput(str(tmp_path))})
     assert size == ("vocab_size", "must be at least 262 (256 bytes and 6 special tokens), got 261")
     assert data[0] == "data" and data[1].endswith("test.parquet; make it with a recipe of `stage: prepare`")
     with pytest.raises(HfkitError, match="data: the validation split is empty; prepare the data again with more"):

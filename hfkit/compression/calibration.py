@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hfkit.compression.masks import Sparsity, magnitude, sparsegpt, wanda
 from hfkit.data import corpus
-from hfkit.data.tasks import fill, reference
+from hfkit.data.tasks import Task
 from hfkit.errors import HfkitError
 from hfkit.model.heads import decoder_of
 from hfkit.model.matrices import matrices_of, weight_of
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def texts_of(recipe: Any, places: dict[str, str], rows: list[dict[str, Any]]) -> Iterator[str]:
-    """The texts that a recipe calibrates on: documents, or the prompts and completions of a task.
+def texts_of(task: Task, place: str, split: str, rows: list[corpus.Row]) -> Iterator[str]:
+    """The texts to calibrate on, of a split of the data at `place`: documents, or prompts with their completions.
 
     Args:
         rows: those that the result is evaluated on.
@@ -29,25 +29,14 @@ def texts_of(recipe: Any, places: dict[str, str], rows: list[dict[str, Any]]) ->
     Raises:
         HfkitError: if a text is one of them, there are none, or the data set lacks a column of the task.
     """
-
-    def text_of(row: dict[str, Any]) -> str:
-        if recipe.task == "chat":
-            return "\n".join(turn["content"] for turn in row[recipe.messages])
-        return row["text"] if recipe.task == "text" else fill(recipe.template, row) + _answer(recipe, row)
-
-    of_evaluation = {text_of(row) for row in rows}
-    where, number = f"the {recipe.calibration_split} split of {places['calibration']}", 0
-    found = corpus.rows(places["calibration"], recipe.calibration_split, list(recipe.columns()))
-    for number, row in enumerate(found, 1):
-        if (text := text_of(row)) in of_evaluation:
+    of_evaluation = {task.as_text(row) for row in rows}
+    where, number = f"the {split} split of {place}", 0
+    for number, row in enumerate(corpus.rows(place, split, list(task.columns())), 1):
+        if (text := task.as_text(row)) in of_evaluation:
             raise HfkitError(f"calibration: text {number} of {where} is evaluated on; choose others")
         yield text
     if not number:
         raise HfkitError(f"calibration: {where} has no rows; choose another split")
-
-
-def _answer(recipe: Any, row: dict[str, Any]) -> str:
-    return "" if recipe.task == "classify" else reference(recipe, row)[0]
 
 
 def calibration_rows(texts: Iterable[str], tokenizer: "PreTrainedTokenizerBase", length: int, count: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -10,21 +10,35 @@ from hfkit.artifacts.manifest import is_adapter
 from hfkit.compression.calibration import prune_weights, sparsity_of
 from hfkit.compression.importance import activation_importance, layers_to_drop
 from hfkit.compression.masks import parse_sparsity
-from hfkit.compression.settings import WIDTHS, Pruning
+from hfkit.compression.settings import WIDTHS, Pruning, Recover
 from hfkit.distillation.checks import of_layers
+from hfkit.distillation.settings import Loss
 from hfkit.model.loading import auto_class_of, load_config
 from hfkit.model.matrices import matrices_of, weight_of
 from hfkit.model.quantized import empty_model
 from hfkit.model.slicing import check_slice, layers_name, sliced
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
-def problems_with(recipe: Any, place: str) -> Iterator[tuple[str, str]]:
-    """Why the model at `place` cannot be pruned as a recipe says, from its configuration.
+
+def problems_with(
+    place: str,
+    pruning: Pruning,
+    recover: Recover | None,
+    sequence_length: int,
+    has_classes: bool,
+    trust_remote_code: bool,
+) -> Iterator[tuple[str, str]]:
+    """Why the model at `place` cannot be pruned, from its configuration.
+
+    Args:
+        sequence_length: tokens of the rows that the pruning looks at, or that a recovery learns from.
 
     Raises:
         HfkitError: if there is none that can be read.
     """
-    config, pruning = load_config(place, recipe.trust_remote_code), recipe.pruning
+    config = load_config(place, trust_remote_code)
     if getattr(config, "quantization_config", None) is not None and not is_adapter(place):
         yield "model", f"{place}: is quantized, and its weights cannot be pruned; name the model that it was made from"
     elif pruning.method == "depth" and pruning.drop_layers >= config.get_text_config().num_hidden_layers:
@@ -37,32 +51,34 @@ def problems_with(recipe: Any, place: str) -> Iterator[tuple[str, str]]:
     elif pruning.method == "width":
         for key, problem in check_slice(config, **_widths(pruning)):
             yield f"pruning.{key}", problem
-    elif group := parse_sparsity(pruning.sparsity).group:
-        yield from _check_groups(recipe, config, group)
+    elif group := parse_sparsity(pruning.sparsity or 0.0).group:
+        yield from _check_groups(str(pruning.sparsity), config, group, has_classes, trust_remote_code)
     longest = getattr(config.get_text_config(), "max_position_embeddings", None)
-    makes_rows = pruning.needs_data or recipe.recover is not None
-    if makes_rows and longest is not None and recipe.sequence_length > longest:
-        yield "sequence_length", f"must be at most the model's {longest} positions, got {recipe.sequence_length}"
-    if recipe.recover is not None and recipe.recover.has_teacher:
-        yield from _check_losses(recipe, config.get_text_config())
+    makes_rows = pruning.needs_data or recover is not None
+    if makes_rows and longest is not None and sequence_length > longest:
+        yield "sequence_length", f"must be at most the model's {longest} positions, got {sequence_length}"
+    if recover is not None and recover.has_teacher:
+        yield from _check_losses(recover.losses, pruning, config.get_text_config())
 
 
-def _check_losses(recipe: Any, teacher: Any) -> Iterator[tuple[str, str]]:
+def _check_losses(losses: list[Loss], pruning: Pruning, teacher: "PretrainedConfig") -> Iterator[tuple[str, str]]:
     """What is wrong with the layers that losses compare, those of the unpruned model among them."""
-    student, pruning = copy.copy(teacher), recipe.pruning
+    student = copy.copy(teacher)
     student.num_hidden_layers = max(teacher.num_hidden_layers - (pruning.drop_layers or 0), 1)
     student.hidden_size = pruning.hidden_size or teacher.hidden_size
-    for index, loss in enumerate(recipe.recover.losses):
+    for index, loss in enumerate(losses):
         if loss.spec.compares == "layers":
             for key, problem in of_layers(loss, index, student, teacher):
                 yield f"recover.{key}", problem
 
 
-def _check_groups(recipe: Any, config: Any, group: int) -> Iterator[tuple[str, str]]:
-    empty = empty_model(config, auto_class_of(config, recipe.task), recipe.trust_remote_code)
+def _check_groups(
+    sparsity: str, config: "PretrainedConfig", group: int, has_classes: bool, trust_remote_code: bool
+) -> Iterator[tuple[str, str]]:
+    empty = empty_model(config, auto_class_of(config, has_classes), trust_remote_code)
     for name, matrix in matrices_of(empty.get_submodule(layers_name(empty))).items():
         if (inputs := weight_of(matrix).shape[1]) % group:
-            rule = f"{recipe.pruning.sparsity} needs matrices whose inputs are a multiple of {group}"
+            rule = f"{sparsity} needs matrices whose inputs are a multiple of {group}"
             yield "pruning.sparsity", f"{rule}, and {name} has {inputs}; use a share such as 0.5"
             return
 

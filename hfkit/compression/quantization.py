@@ -3,7 +3,7 @@
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import transformers
@@ -13,11 +13,15 @@ from transformers.quantizers.base import HfQuantizer
 
 from hfkit.artifacts.manifest import is_adapter
 from hfkit.data.chat import set_generation_ids
+from hfkit.data.tasks import Task
 from hfkit.errors import HfkitError, did_you_mean, reason
 from hfkit.model.loading import auto_class_of, load_config, load_model
 from hfkit.model.matrices import MATRICES, matrices_of, weight_of
 from hfkit.model.quantized import bitsandbytes_config, empty_model, quantized_modules, whole_modules
 from hfkit.model.vocabulary import grow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PACKAGES = {"gptq": ("gptqmodel", "optimum"), "hqq": ("hqq",), "torchao": ("torchao",)}
 ROOM = 1.02  # of the promised bytes, for what a file says of itself
@@ -81,36 +85,51 @@ def problems(method: str, options: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield "quantization.quant_type", f"{name}: needs a GPU; use Int8WeightOnlyConfig or Float8WeightOnlyConfig"
 
 
-def problems_with(recipe: Any, place: str) -> Iterator[tuple[str, str]]:
-    """Why the model at `place` cannot be quantized as a recipe says, from its configuration.
+def problems_with(
+    place: str, method: str, options: dict[str, Any], has_classes: bool, trust_remote_code: bool
+) -> Iterator[tuple[str, str]]:
+    """Why the model at `place` cannot be quantized, from its configuration.
+
+    Args:
+        options: arguments of the method.
 
     Raises:
         HfkitError: if there is none that can be read.
     """
-    config = load_config(place, recipe.trust_remote_code)
+    config = load_config(place, trust_remote_code)
     if not is_adapter(place) and getattr(config, "quantization_config", None) is not None:
         yield "model", f"{place}: is quantized already; name the model that it was made from"
         return
-    empty = empty_model(config, auto_class_of(config, recipe.task), recipe.trust_remote_code)
+    empty = empty_model(config, auto_class_of(config, has_classes), trust_remote_code)
     whole = whole_modules(empty)
     matrices = [matrix for name, matrix in matrices_of(empty).items() if name not in whole]
-    takes = MATRICES if recipe.method in ("bitsandbytes", "gptq") else (nn.Linear,)
+    takes = MATRICES if method in ("bitsandbytes", "gptq") else (nn.Linear,)
     if not any(isinstance(matrix, takes) for matrix in matrices):
         kinds = ", ".join(sorted({type(matrix).__name__ for matrix in matrices})) or "no linear maps"
-        rule = f"{recipe.method} takes nn.Linear alone, and beside its head a model of type {config.model_type} has"
+        rule = f"{method} takes nn.Linear alone, and beside its head a model of type {config.model_type} has"
         yield "method", f"{rule} {kinds}; use bitsandbytes"
-    elif recipe.method == "bitsandbytes":
+    elif method == "bitsandbytes":
         try:
-            bitsandbytes_config(recipe.quantization, empty)
+            bitsandbytes_config(options, empty)
         except HfkitError as error:
             yield "quantization", str(error).removeprefix("quantization: ")
 
 
-def quantize(place: str, output: Path, recipe: Any, texts: list[str], tokenizer: Any) -> dict[str, Any]:
+def quantize(
+    place: str,
+    output: Path,
+    method: str,
+    options: dict[str, Any],
+    task: Task,
+    texts: list[str],
+    tokenizer: "PreTrainedTokenizerBase",
+    trust_remote_code: bool,
+) -> dict[str, Any]:
     """Write the quantized model and its tokenizer.
 
     Args:
         place: a whole model, no adapter.
+        options: arguments of the method.
         texts: for a method that looks at some.
 
     Returns:
@@ -119,12 +138,17 @@ def quantize(place: str, output: Path, recipe: Any, texts: list[str], tokenizer:
     Raises:
         HfkitError: if the method refuses the model, left it whole, or does not keep what its format promises.
     """
-    method, trust = recipe.method, recipe.trust_remote_code
-    config = load_config(place, trust)
-    empty = empty_model(config, auto_class_of(config, recipe.task), trust)
+    config = load_config(place, trust_remote_code)
+    empty = empty_model(config, auto_class_of(config, task.has_classes), trust_remote_code)
     grow(empty, tokenizer, place)
-    settings = _settings(method, recipe.quantization, empty, tokenizer, texts)
-    model: Any = load_model(place, recipe.task, dtype=torch.bfloat16, quantization=settings, trust_remote_code=trust)
+    settings = _settings(method, options, empty, tokenizer, texts)
+    model: Any = load_model(
+        place,
+        task.has_classes,
+        dtype=torch.bfloat16,
+        quantization=settings,
+        trust_remote_code=trust_remote_code,
+    )
     done = quantized_modules(model)
     left = [name for name in matrices_of(empty) if name not in done]
     if not done:
@@ -133,13 +157,13 @@ def quantize(place: str, output: Path, recipe: Any, texts: list[str], tokenizer:
         raise HfkitError(f"method: {method} has quantized {', '.join(heads)}, which should stay whole; use another")
     if method == "gptq":
         model.config.quantization_config.dataset = None  # or else the texts themselves would stand in config.json
-    if recipe.task != "classify":
-        set_generation_ids(model, tokenizer, recipe.task == "chat")
+    if not task.has_classes:
+        set_generation_ids(model, tokenizer, task.is_chat)
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
 
     size = sum(path.stat().st_size for path in output.glob("*.safetensors"))
-    promised = promised_bytes(empty, done, scheme_of(method, recipe.quantization))
+    promised = promised_bytes(empty, done, scheme_of(method, options))
     if size > promised * ROOM:
         told = f"{size:,} bytes of weights were written, and {method} promises {promised:,.0f}"
         raise HfkitError(f"quantization: {told}; use another scheme")

@@ -9,79 +9,57 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from hfkit.compression.calibration import sparsity_of
-from hfkit.data.tasks import TaskRecipe
 from hfkit.data.tokenizer import load_tokenizer
 from hfkit.distillation.data import training_data
-from hfkit.distillation.settings import Loss, Targets
+from hfkit.distillation.settings import Distillation
 from hfkit.distillation.teacher import load_teacher
 from hfkit.distillation.trainer import settled_trainer
 from hfkit.model.loading import load_model
 from hfkit.runtime.distributed import say
 from hfkit.training.fit import fit, newest_checkpoint
 from hfkit.training.saving import save
-from hfkit.training.settings import BadSteps, Optimizer
 from hfkit.training.task_metrics import TaskMetrics
 from hfkit.training.trainer import training_arguments
 
-OF_RECIPE = (
-    "stage",
-    "task",
-    "prompt",
-    "completion",
-    "messages",
-    "tools",
-    "chat_template",
-    "label",
-    "generation",
-    "trust_remote_code",
-)
-OF_TRAINING = ("sequence_length", "train", "bad_steps")
 
-
-class Recovery(TaskRecipe):
-    """What a distillation is told, from the recipe of a pruning."""
-
-    generation: dict[str, Any]
-    trust_remote_code: bool
-    sequence_length: int
-    train: dict[str, Any]
-    bad_steps: BadSteps
-    losses: list[Loss]
-    optimizer: Optimizer
-    packing: str
-    targets: Targets = Targets()
-    evaluation_rows: int = 50
-    cross_tokenizer: None = None
-    teacher_quantization: None = None
-
-
-def recover(recipe: Any, pruned: Path, places: dict[str, str], output: Path) -> dict[str, Any]:
+def recover(
+    settings: Distillation,
+    pruned: Path,
+    data_path: str,
+    teacher_path: str,
+    output: Path,
+    has_teacher: bool,
+    has_masks: bool,
+) -> dict[str, Any]:
     """Train the model in `pruned` and save it in `output`. Call it on every process.
+
+    Args:
+        teacher_path: of the unpruned model.
+        has_masks: whether the weights that are 0 stay so.
 
     Returns:
         Numbers of the training.
     """
-    told = {name: getattr(recipe, name) for name in (*OF_RECIPE, *OF_TRAINING)}
-    recovery = Recovery(**told, **{name: getattr(recipe.recover, name) for name in ("losses", "optimizer", "packing")})
     checkpoint = newest_checkpoint(output)
-    tokenizer: Any = load_tokenizer(str(pruned))
-    args = training_arguments(recovery.train, output)
-    teacher = functools.cache(lambda: load_teacher(recovery, places["model"], args.device))
-    data = training_data(recovery, places, tokenizer, teacher, len(tokenizer), output.parent / ".cache")
+    tokenizer = load_tokenizer(str(pruned))
+    args = training_arguments(settings.train, output)
+    teacher = functools.cache(lambda: load_teacher(settings, teacher_path, args.device))
+    cache, width = output.parent / ".cache", len(tokenizer)
+    data = training_data(settings, data_path, teacher_path, tokenizer, teacher, width, cache)
     say(data.shown)
     set_seed(args.seed)
-    trust = recovery.trust_remote_code
-    model: Any = load_model(str(pruned), recovery.task, dtype=torch.float32, trust_remote_code=trust)
-    metrics = TaskMetrics(recovery, places["data"], tokenizer, args.per_device_train_batch_size)
-    given = teacher if recipe.recover.has_teacher else None
-    trainer = settled_trainer(recovery, model, data, metrics, output, given, len(tokenizer))
-    if recipe.pruning.is_mask:
+    model = load_model(str(pruned), dtype=torch.float32, trust_remote_code=settings.trust_remote_code)
+    batch_size, count = args.per_device_train_batch_size, settings.evaluation_rows
+    asked = (batch_size, settings.generation, settings.sequence_length, count)
+    task_metrics = TaskMetrics(settings.task, data_path, tokenizer, *asked)
+    trainer = settled_trainer(settings, model, data, task_metrics, output, teacher if has_teacher else None, width)
+    if has_masks:
         trainer.add_callback(HoldMasks(model))
-    found = fit(trainer, output, checkpoint, data.tokens_a_row, recovery.sequence_length)
+    metrics = fit(trainer, output, checkpoint, data.tokens_a_row, settings.sequence_length)
     save(trainer, tokenizer, output)
-    seconds = found.pop("train_seconds")
-    told = {name: value for name, value in found.items() if name not in ("device", "seed")}
-    return {f"recovery_{name}": value for name, value in told.items()} | {"train_seconds": seconds}
+    seconds = metrics.pop("train_seconds")
+    kept = {name: value for name, value in metrics.items() if name not in ("device", "seed")}
+    return {f"recovery_{name}": value for name, value in kept.items()} | {"train_seconds": seconds}
 
 
 class HoldMasks(TrainerCallback):

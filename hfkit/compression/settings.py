@@ -6,8 +6,10 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from hfkit.data.tasks import Task
+from hfkit.data.tasks.checks import check_data
 from hfkit.distillation.settings import Loss
-from hfkit.recipe.fields import RecipePart
+from hfkit.recipe.fields import RecipePart, ResolvedInput, ResolvedInputs
 from hfkit.training.settings import AnyOptimizer, Optimizer
 
 MASKS = ("magnitude", "wanda", "sparsegpt")
@@ -110,22 +112,25 @@ def check_recover(recover: Recover) -> Iterator[tuple[str, str]]:
             yield f"recover.losses.{index}.kind", "maps are not kept in a recovery; use `kind: relations`"
 
 
-def check_calibration(recipe: Any, places: dict[str, str], needed: bool, by: str) -> Iterator[tuple[str, str]]:
+def check_calibration(
+    task: Task, inputs: ResolvedInputs, calibration_split: str, split: str, needed: bool, by: str
+) -> Iterator[tuple[str, str]]:
     """What is wrong with the text that a method looks at.
 
     Args:
+        split: that the result is evaluated on.
         needed: whether it looks at any.
         by: its name.
     """
-    if needed and recipe.calibration is None:
+    calibration = inputs.get("calibration")
+    if needed and calibration is None:
         yield "calibration", f"is missing; {by} needs calibration data: name a data set, whose training split is taken"
-    if not needed and recipe.calibration is not None:
+    if not needed and calibration is not None:
         yield "calibration", f"{by} uses no calibration data; delete the key"
-    if needed and places.get("calibration") == places["data"] and recipe.calibration_split == recipe.split:
-        rule = f"is the {recipe.split} split that the result is evaluated on; calibrate on another"
+    if not needed or calibration is None:
+        return
+    if calibration.path == inputs["data"].path and calibration_split == split:
+        rule = f"is the {split} split that the result is evaluated on; calibrate on another"
         yield "calibration_split", rule
-    if needed and "calibration" in places:
-        from hfkit.data.tasks import check_data
-
-        for _, problem in check_data(recipe, places["calibration"], None):
-            yield "calibration", problem
+    for _, problem in check_data(task, ResolvedInput(calibration.path)):
+        yield "calibration", problem

@@ -4,12 +4,12 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from hfkit.artifacts import manifest
 from hfkit.artifacts.manifest import is_adapter
+from hfkit.data.tasks import Task
 from hfkit.data.tokenizer import load_tokenizer
 from hfkit.model import adapters
 from hfkit.model.loading import base_quantization
@@ -17,7 +17,7 @@ from hfkit.runtime.distributed import say
 
 
 @contextlib.contextmanager
-def whole(place: str, recipe: Any, beside: Path) -> Iterator[tuple[str, dict[str, float]]]:
+def whole(place: str, task: Task, beside: Path) -> Iterator[tuple[str, dict[str, float]]]:
     """A folder or id of the model; an adapter is merged into its base, in a folder that is there for so long.
 
     Yields:
@@ -28,10 +28,9 @@ def whole(place: str, recipe: Any, beside: Path) -> Iterator[tuple[str, dict[str
         return
     folder = beside / f".merged{manifest.PARTIAL}"
     shutil.rmtree(folder, ignore_errors=True)
-    task = recipe.task
-    tokenizer: Any = load_tokenizer(place, "classify" if task == "classify" else "generate", recipe.chat_template)
+    tokenizer = load_tokenizer(place, task.tokenizer_use, task.chat_template)
     ids = torch.arange(adapters.DRIFT_TOKENS)[None] % len(tokenizer)
-    drift = adapters.merge(Path(place), folder, task, base_quantization(place), ids)
+    drift = adapters.merge(Path(place), folder, task.has_classes, base_quantization(place), ids)
     tokenizer.save_pretrained(folder)
     say(f"  the adapter is merged into its base: its logits are off by {drift:.2g} of what it changes in the base's")
     try:

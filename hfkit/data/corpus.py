@@ -10,6 +10,7 @@ from hfkit.errors import HfkitError, reason, way_to
 
 SPLITS = ("train", "validation", "test")
 ROWS_READ_AT_ONCE = 256
+Row = dict[str, Any]  # by column: a text, a list of texts, or a chat, which is a list of messages
 
 
 def problem_with(place: str) -> str | None:
@@ -71,7 +72,7 @@ def texts(place: str, split: str) -> Iterator[str]:
     return (row["text"] for row in rows(place, split, ["text"]))
 
 
-def rows(place: str, split: str, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+def rows(place: str, split: str, columns: list[str] | None = None) -> Iterator[Row]:
     """The rows of a split, one after the other, with the columns asked for or all.
 
     Raises:
@@ -82,7 +83,7 @@ def rows(place: str, split: str, columns: list[str] | None = None) -> Iterator[d
     return _hub_rows(place, split, columns)
 
 
-def read_split(place: str, split: str, limit: int | None = None) -> list[dict[str, Any]]:
+def read_split(place: str, split: str, limit: int | None = None) -> list[Row]:
     """The rows of a split, or the first of them.
 
     Raises:
@@ -104,7 +105,7 @@ def _open(path: Path) -> Any:
         raise HfkitError(f"{path}: cannot be read: {error}; prepare the data again") from None
 
 
-def _folder_rows(path: Path, columns: list[str] | None) -> Iterator[dict[str, Any]]:
+def _folder_rows(path: Path, columns: list[str] | None) -> Iterator[Row]:
     import pyarrow
 
     file = _open(path)
@@ -127,7 +128,7 @@ def _folder_rows(path: Path, columns: list[str] | None) -> Iterator[dict[str, An
         raise HfkitError(f"{path}: cannot be read: {error}; prepare the data again") from None
 
 
-def _hub_rows(place: str, split: str, columns: list[str] | None) -> Iterator[dict[str, Any]]:
+def _hub_rows(place: str, split: str, columns: list[str] | None) -> Iterator[Row]:
     import datasets
 
     try:

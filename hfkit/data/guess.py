@@ -14,22 +14,10 @@ from typing import Any, NamedTuple
 from hfkit.data.columns import Kind
 from hfkit.data.sources.files import FORMATS, format_of, open_file
 from hfkit.data.sources.reading import Source, files_of
-from hfkit.data.tasks import fields_of
+from hfkit.data.tasks import Task
+from hfkit.data.tasks.templates import fields_of
 from hfkit.errors import HfkitError, shown
 
-# Of each key of a task the names, in the order in which they are looked for; several together make a template.
-USUAL: dict[str, dict[str, tuple[tuple[str, ...], ...]]] = {
-    "text": {"text": (("text",), ("content",))},
-    "generate": {
-        "prompt": (("prompt",), ("question",), ("instruction", "input"), ("instruction",), ("source",)),
-        "completion": (("completion",), ("answer",), ("output",), ("response",), ("target",)),
-    },
-    "chat": {"messages": (("messages",), ("conversations",))},
-    "classify": {
-        "prompt": (("text",), ("sentence",), ("content",)),
-        "label": (("label",), ("labels",), ("category",), ("class",)),
-    },
-}
 KINDS: dict[str, Kind] = {"messages": "messages", "label": "label"}
 TEMPLATES = ("prompt", "completion")
 
@@ -57,7 +45,7 @@ def is_data_file(place: str) -> bool:
     return format_of(path) in FORMATS
 
 
-def guess(files: str, task: str, values: dict[str, Any]) -> Guess:
+def guess(files: str, task: type[Task], values: dict[str, Any]) -> Guess:
     """The columns of data files for a task.
 
     Args:
@@ -70,23 +58,23 @@ def guess(files: str, task: str, values: dict[str, Any]) -> Guess:
     row = _first_row(first)
     columns: dict[str, Kind] = {}
     keys, names = {}, {}
-    for key, usual in USUAL[task].items():
+    for key, usual in task.usual.items():
         given = values.get(key)
         if given is not None and not isinstance(given, str):
             continue  # which is told elsewhere
         if given is not None:
             found: tuple[str, ...] | None = tuple(fields_of(given)) if key in TEMPLATES else (given,)
             if row and not row.keys() >= set(found or ()):
-                raise HfkitError(_unknown(first, row, task, key))
+                raise HfkitError(_unknown(first, row, task.name, key))
         else:
             found = next((some for some in usual if row.keys() >= {*some}), None)
             if found is None:
-                raise HfkitError(_unknown(first, row, task, key))
+                raise HfkitError(_unknown(first, row, task.name, key))
             if key != "text":
                 keys[key] = "\n".join(f"{{{name}}}" for name in found) if key in TEMPLATES else found[0]
             names[key] = " and ".join(found)
         columns |= {name: _kind(key, row.get(name)) for name in found or ()}
-    if task == "chat" and "tools" in row:
+    if task.is_chat and "tools" in row:
         columns["tools"] = "tools"
     return Guess(columns, keys, names)
 

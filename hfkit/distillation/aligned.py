@@ -15,9 +15,10 @@ from transformers import PreTrainedTokenizerBase
 
 from hfkit.artifacts import manifest
 from hfkit.data import corpus
+from hfkit.data.corpus import Row
 from hfkit.data.rows.examples import pad
 from hfkit.data.rows.packing import IGNORED
-from hfkit.data.tasks import fill
+from hfkit.data.tasks import Task
 from hfkit.distillation.vocabulary import aligned, ids_before
 from hfkit.errors import HfkitError
 from hfkit.runtime.bars import Bar
@@ -74,7 +75,8 @@ def collate(rows: list[dict[str, torch.Tensor]], pad_token_id: int, plain: Any) 
 
 
 def aligned_rows(
-    recipe: Any,
+    task: Task,
+    length: int,
     place: str,
     tokenizer: PreTrainedTokenizerBase,
     teacher_tokenizer: PreTrainedTokenizerBase,
@@ -82,7 +84,7 @@ def aligned_rows(
 ) -> Path:
     """The folder with the training rows of a data set, tokenized for both, made unless it is there already.
 
-    Long documents are cut so that neither has more than the recipe's `sequence_length` tokens. Call it on the main
+    Long documents are cut so that neither has more than `length` tokens. Call it on the main
     process only.
 
     Raises:
@@ -91,19 +93,19 @@ def aligned_rows(
     digest = hashlib.sha256(manifest.content_of(place).encode())
     for each in (tokenizer, teacher_tokenizer):
         digest.update(f"{each.backend_tokenizer.to_str()} {each.bos_token_id} {each.eos_token_id}".encode())
-    keys = ("task", "prompt", "completion", "sequence_length")
-    digest.update(json.dumps([FORMAT, *(getattr(recipe, key) for key in keys)]).encode())
+    digest.update(json.dumps([FORMAT, task.name, task.prompt, task.completion, length]).encode())
     folder = cache / f"aligned-{digest.hexdigest()[:16]}"
     if (folder / "aligned.json").exists():
         return folder
     with manifest.locked(folder), manifest.new_folder(folder) as work:
-        _write(work, recipe, place, tokenizer, teacher_tokenizer)
+        _write(work, task, length, place, tokenizer, teacher_tokenizer)
     return folder
 
 
 def _write(
     work: Path,
-    recipe: Any,
+    task: Task,
+    length: int,
     place: str,
     tokenizer: PreTrainedTokenizerBase,
     teacher_tokenizer: PreTrainedTokenizerBase,
@@ -114,7 +116,7 @@ def _write(
     with contextlib.ExitStack() as stack:
         files = {name: stack.enter_context((work / name).open("wb")) for name in FILES}
         for values in rows:
-            for ids, teacher_ids, pairs, learned_from in _texts(recipe, values, tokenizer, teacher_tokenizer):
+            for ids, teacher_ids, pairs, learned_from in _texts(task, length, values, tokenizer, teacher_tokenizer):
                 partner = np.full(len(ids), -1)
                 partner[pairs[:, 0]] = pairs[:, 1]
                 learned = np.arange(len(ids)) >= learned_from
@@ -124,25 +126,26 @@ def _write(
                 starts.append((starts[-1][0] + len(ids), starts[-1][1] + len(teacher_ids)))
                 paired += len(pairs)
     if len(starts) == 1:
-        raise HfkitError(
-            f"data: no row of {place} fits into sequence_length={recipe.sequence_length} for both tokenizers; raise it"
-        )
+        raise HfkitError(f"data: no row of {place} fits into sequence_length={length} for both tokenizers; raise it")
     np.save(work / "starts.npy", np.array(starts))
     manifest.write_json(work / "aligned.json", {"tokens": starts[-1][0], "pairs": paired})
 
 
 def _texts(
-    recipe: Any, values: dict[str, Any], tokenizer: PreTrainedTokenizerBase, teacher_tokenizer: PreTrainedTokenizerBase
+    task: Task,
+    length: int,
+    row: Row,
+    tokenizer: PreTrainedTokenizerBase,
+    teacher_tokenizer: PreTrainedTokenizerBase,
 ) -> Iterator[tuple[list[int], list[int], np.ndarray, int]]:
     """Of each text of a row both ids, the pairs, and the first of the student's tokens that is learned."""
-    length = recipe.sequence_length
-    if recipe.task == "generate":
-        prompt = fill(recipe.template, values)
-        ids, teacher_ids, pairs = aligned(fill(recipe.completion, values), tokenizer, teacher_tokenizer, prompt)
+    if task.has_answers:
+        prompt, answer = task.prompt_and_answer(row)
+        ids, teacher_ids, pairs = aligned(answer, tokenizer, teacher_tokenizer, prompt)
         if max(len(ids), len(teacher_ids)) <= length and len(pairs):
             yield ids, teacher_ids, pairs, len(ids_before(prompt, tokenizer))
         return
-    rest = values["text"]
+    rest = row["text"]
     while rest:
         text = rest[: MOST_CHARACTERS * length]
         is_end = text == rest
@@ -159,7 +162,7 @@ def _texts(
         rest = rest[len(text) :]
 
 
-def add_alignment(data: Any, recipe: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def add_alignment(data: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Let the student learn from aligned rows."""
     data.train = AlignedRows(folder)
     data.collate = partial(collate, pad_token_id=tokenizer.pad_token_id, plain=data.collate)

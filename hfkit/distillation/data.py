@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase, default_data_collator
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, default_data_collator
 
 from hfkit.artifacts import manifest
 from hfkit.data import corpus
@@ -18,6 +18,7 @@ from hfkit.data.tokenizer import load_tokenizer
 from hfkit.distillation.aligned import add_alignment, aligned_rows
 from hfkit.distillation.cache import RowsWithTargets, write_targets
 from hfkit.distillation.generated import write_generated
+from hfkit.distillation.settings import Distillation
 from hfkit.distillation.teacher import Teacher, target_batches
 from hfkit.runtime.distributed import on_main
 from hfkit.training.chunked_head import chunk_tokens
@@ -54,23 +55,23 @@ class TrainingData:
 
 
 def training_data(
-    recipe: Any,
-    places: dict[str, str],
+    settings: Distillation,
+    data_path: str,
+    teacher_path: str,
     tokenizer: PreTrainedTokenizerBase,
-    teacher: Callable[[], Any],
+    teacher: Callable[[], PreTrainedModel],
     width: int,
     cache: Path,
 ) -> TrainingData:
-    """The data of a recipe, tokenized; and the teacher's targets, made where they are not there. Call it on every
-    process.
+    """The data, tokenized; and the teacher's targets, made where they are not there. Call it on every process.
 
     Args:
         teacher: loads the model; called only if it has to write something.
         width: how many leading logits teacher and student share.
     """
-    folder, rows, collate = _rows(recipe, places["data"], tokenizer, cache)
-    if recipe.task == "text":
-        shown, tokens_a_row = show_row(rows["train"][0], tokenizer), float(recipe.sequence_length)
+    folder, rows, collate = _rows(settings, data_path, tokenizer, cache)
+    if settings.task.is_text:
+        shown, tokens_a_row = show_row(rows["train"][0], tokenizer), float(settings.sequence_length)
     else:
         examples = Examples(folder, "train")
         shown, tokens_a_row = show_example(examples[0], tokenizer), examples.tokens / len(rows["train"])
@@ -84,33 +85,35 @@ def training_data(
         rows,
         tokens_a_row,
         shown,
-        {**generation_ids(tokenizer, recipe.task == "chat"), **recipe.generation},
+        {**generation_ids(tokenizer, settings.task.is_chat), **settings.generation},
         {},
     )
-    if recipe.targets.source == "cached":
-        _with_cached_targets(data, recipe, places, teacher, width, folder, cache)
-    elif recipe.targets.source == "generated":
-        place = write_generated(recipe, places, tokenizer, teacher, cache)
-        data.train = _rows(recipe, str(place), tokenizer, cache)[1]["train"]
-    elif recipe.cross_tokenizer is not None:
-        theirs = load_tokenizer(places["teacher"])
-        made = on_main("aligned", lambda: str(aligned_rows(recipe, places["data"], tokenizer, theirs, cache)))
-        add_alignment(data, recipe, tokenizer, Path(made))
-        data.of_teacher = _rows(recipe, places["data"], theirs, cache)[1]
+    if settings.targets.source == "cached":
+        _with_cached_targets(data, settings, teacher_path, teacher, width, folder, cache)
+    elif settings.targets.source == "generated":
+        generated = write_generated(settings, data_path, teacher_path, tokenizer, teacher, cache)
+        data.train = _rows(settings, str(generated), tokenizer, cache)[1]["train"]
+    elif settings.cross_tokenizer is not None:
+        theirs, length = load_tokenizer(teacher_path), settings.sequence_length
+        made = on_main(
+            "aligned", lambda: str(aligned_rows(settings.task, length, data_path, tokenizer, theirs, cache))
+        )
+        add_alignment(data, tokenizer, Path(made))
+        data.of_teacher = _rows(settings, data_path, theirs, cache)[1]
     return data
 
 
 def _rows(
-    recipe: Any, place: str, tokenizer: PreTrainedTokenizerBase, cache: Path
+    settings: Distillation, place: str, tokenizer: PreTrainedTokenizerBase, cache: Path
 ) -> tuple[Path, dict[str, Any], Collate]:
     """The folder of the tokenized data, its splits, and what makes a batch of their rows."""
-    length = recipe.sequence_length
-    if recipe.task == "text":
-        made = on_main("tokens", lambda: str(token_rows(place, tokenizer, length, recipe.packing, cache)))
+    length = settings.sequence_length
+    if settings.task.is_text:
+        made = on_main("tokens", lambda: str(token_rows(place, tokenizer, length, settings.packing, cache)))
         return Path(made), {split: PackedRows(Path(made), split) for split in corpus.SPLITS}, default_data_collator
-    made = on_main("examples", lambda: str(task_examples(place, recipe, tokenizer, length, cache)))
+    made = on_main("examples", lambda: str(task_examples(place, settings.task, tokenizer, length, cache)))
     examples = {split: Examples(Path(made), split) for split in corpus.SPLITS}
-    if recipe.targets.source == "on_policy" or recipe.cross_tokenizer is not None:  # one prompt a row
+    if settings.targets.source == "on_policy" or settings.cross_tokenizer is not None:  # one prompt a row
         return Path(made), examples, partial(pad, pad_token_id=tokenizer.pad_token_id)
     packed = {split: PackedExamples(each, length, tokenizer.pad_token_id) for split, each in examples.items()}
     return Path(made), packed, default_data_collator
@@ -118,9 +121,9 @@ def _rows(
 
 def _with_cached_targets(
     data: TrainingData,
-    recipe: Any,
-    places: dict[str, str],
-    teacher: Callable[[], Any],
+    settings: Distillation,
+    teacher_path: str,
+    teacher: Callable[[], PreTrainedModel],
     width: int,
     folder: Path,
     cache: Path,
@@ -131,17 +134,17 @@ def _with_cached_targets(
         asked = Teacher(model, set(), {})
         return lambda batch: target_batches(asked, _on(batch, model.device), width, chunk)
 
-    divergence = next(each for each in recipe.losses if each.loss == "forward_kl")
+    divergence = next(each for each in settings.losses if each.loss == "forward_kl")
     made = write_targets(
         load,
-        f"{manifest.content_of(places['teacher'])} {recipe.teacher_quantization}",
+        f"{manifest.content_of(teacher_path)} {settings.teacher_quantization}",
         data.train,
         f"{folder.name}/train",
-        recipe.targets,
+        settings.targets,
         divergence.temperature or 1.0,
         width,
         cache,
-        recipe.train.get("per_device_train_batch_size", 8),
+        settings.train.get("per_device_train_batch_size", 8),
     )
     data.train = RowsWithTargets(data.train, made)
     found = manifest.read_json(made, "targets.json") or {}

@@ -8,32 +8,43 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfkit.artifacts import manifest
 from hfkit.data import corpus
-from hfkit.data.tasks import fields_of
+from hfkit.distillation.settings import Distillation
 from hfkit.inference.generation import answers
 from hfkit.runtime.cores import usable_cores
 from hfkit.runtime.distributed import on_main, say
 
 
 def write_generated(
-    recipe: Any, places: dict[str, str], tokenizer: PreTrainedTokenizerBase, teacher: Callable[[], Any], cache: Path
+    settings: Distillation,
+    data_path: str,
+    teacher_path: str,
+    tokenizer: PreTrainedTokenizerBase,
+    teacher: Callable[[], PreTrainedModel],
+    cache: Path,
 ) -> Path:
-    """The folder of a data set like the recipe's, whose training completions the teacher wrote, made unless it is
-    there already. Call it on every process.
+    """The folder of a data set like that at `data_path` with training completions that the teacher wrote, made unless
+    it is there already. Call it on every process.
 
     Rows to which the teacher wrote nothing are left out; `hfkit.json` counts them and says what made the folder.
 
     Args:
         teacher: loads the model; called only if something is to be written.
     """
-    keys = ("task", "prompt", "completion", "messages", "tools", "chat_template", "generation", "sequence_length")
+    task = settings.task
+    keys = ("prompt", "completion", "messages", "tools", "chat_template")
     made_from = {
-        "teacher": manifest.content_of(places["teacher"]),
-        "data": manifest.content_of(places["data"]),
-        "recipe": {key: getattr(recipe, key) for key in keys},
+        "teacher": manifest.content_of(teacher_path),
+        "data": manifest.content_of(data_path),
+        "recipe": {
+            "task": task.name,
+            **{key: getattr(task, key) for key in keys},
+            "generation": settings.generation,
+            "sequence_length": settings.sequence_length,
+        },
     }
     digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
     folder = cache / f"generated-{digest[:16]}"
@@ -42,25 +53,17 @@ def write_generated(
     with contextlib.ExitStack() as lock:
         # Before the work, which another run may be doing.
         on_main("lock generated", lambda: lock.enter_context(manifest.locked(folder)))
-        rows = list(corpus.rows(places["data"], "train"))
-        batch_size = 2 * recipe.train.get("per_device_train_batch_size", 8)
-        written = answers(recipe, rows, teacher(), tokenizer, batch_size, recipe.sequence_length)
-        kept = [_with_completion(recipe, row, text) for row, text in zip(rows, written, strict=True) if text]
-        on_main("write generated", lambda: _write(folder, Path(places["data"]), kept, made_from))
+        rows = list(corpus.rows(data_path, "train"))
+        batch_size = 2 * settings.train.get("per_device_train_batch_size", 8)
+        window = settings.sequence_length
+        written = answers(task, rows, settings.generation, teacher(), tokenizer, batch_size, window)
+        kept = [task.with_answer(row, text) for row, text in zip(rows, written, strict=True) if text]
+        on_main("write generated", lambda: _write(folder, Path(data_path), kept, made_from))
     say(f"  {len(kept):,} completions written by the teacher, {len(rows) - len(kept):,} rows left out: {folder}")
     return folder
 
 
-def _with_completion(recipe: Any, row: dict[str, Any], text: str) -> dict[str, Any]:
-    """The row with another completion: of a chat, another last answer."""
-    if recipe.task == "generate":
-        return {**row, fields_of(recipe.completion)[0]: text}
-    turns = row[recipe.messages]
-    last = max(index for index, turn in enumerate(turns) if turn["role"] == "assistant")
-    return {**row, recipe.messages: [*turns[:last], {"role": "assistant", "content": text}]}
-
-
-def _write(folder: Path, data: Path, rows: list[dict[str, Any]], made_from: dict[str, Any]) -> None:
+def _write(folder: Path, data: Path, rows: list[corpus.Row], made_from: dict[str, Any]) -> None:
     import pyarrow
     import pyarrow.parquet
 

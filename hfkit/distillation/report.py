@@ -7,39 +7,49 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from hfkit.artifacts import manifest
 from hfkit.distillation.data import TrainingData
 from hfkit.metrics.catalogue import of_answers
 from hfkit.runtime.distributed import on_main
 from hfkit.training.callbacks import read_log, speed_lines
+from hfkit.training.task_metrics import TaskMetrics
+from hfkit.training.trainer import HfkitTrainer
 
 ALONE = "alone"  # the folder in which the student without a teacher is trained
 Scores = dict[str, float]
 COLUMNS = {"teacher": "teacher", "student": "student", "alone": "without teacher"}
 
 
-def scores(trainer: Any, data: TrainingData, task_metrics: Any) -> Scores:
+def scores(trainer: HfkitTrainer, data: TrainingData, task_metrics: TaskMetrics) -> Scores:
     """Of the model that was trained: on test, and `validation_*`; of a task also of what it generates."""
     found = trainer.token_metrics(data.test, "evaluating test")
     validation = trainer.token_metrics(data.validation, "evaluating validation")
     found |= {f"validation_{name}": value for name, value in validation.items()}
-    if task_metrics.recipe.task != "text":
-        found |= task_metrics(trainer.model, "test", task_metrics.recipe.evaluation_rows)
+    if task_metrics.task.has_answers:
+        found |= task_metrics(trainer.model, "test")
     return found | {"parameters": trainer.model.num_parameters()}
 
 
 def teacher_scores(
-    trainer: Any, teacher: Callable[[], Any], data: TrainingData, task_metrics: Any, place: str, output: Path
+    trainer: HfkitTrainer,
+    teacher: Callable[[], PreTrainedModel],
+    data: TrainingData,
+    task_metrics: TaskMetrics,
+    packing: str,
+    place: str,
+    output: Path,
 ) -> Scores:
     """The same of the teacher, kept beside the tokenized data: a later run need not load it.
 
     Args:
         teacher: loads the model; called only if its scores are not known.
     """
-    recipe = task_metrics.recipe
-    keys = ("task", "prompt", "completion", "messages", "generation", "sequence_length", "evaluation_rows", "packing")
-    of_data = manifest.content_of(task_metrics.data)
-    made_from = [manifest.content_of(place), of_data, *(getattr(recipe, key) for key in keys)]
+    task, asked = task_metrics.task, task_metrics
+    made_from: list[Any] = [manifest.content_of(place), manifest.content_of(asked.data)]
+    made_from += [task.name, task.prompt, task.completion, task.messages]
+    made_from += [asked.generation, asked.window, asked.count, packing]
     name = hashlib.sha256(json.dumps([*made_from, trainer.args.bf16], default=str).encode()).hexdigest()[:16]
     path = output.parent / ".cache" / f"teacher-{name}.json"
     if known := on_main("teacher known", lambda: manifest.read_json(path.parent, path.name)):
@@ -49,8 +59,8 @@ def teacher_scores(
     for split, prefix in (("test", ""), ("validation", "validation_")):
         losses = trainer.token_metrics(data.of_teacher[split], f"teacher on {split}", model)
         found |= {f"{prefix}{name}": value for name, value in losses.items()}
-    if recipe.task != "text":
-        found |= task_metrics(model, "test", recipe.evaluation_rows)
+    if task.has_answers:
+        found |= task_metrics(model, "test")
     found["parameters"] = model.num_parameters()
     on_main("write teacher", lambda: manifest.write_json(path, found))
     return found

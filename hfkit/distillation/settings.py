@@ -1,12 +1,15 @@
 """The recipe keys of a distillation. It imports nothing heavy: recipes are checked before torch is loaded."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
+from hfkit.data.tasks import Task
 from hfkit.distillation.catalogue import LOSSES, LossSpec, about_losses
 from hfkit.recipe.fields import RecipePart
+from hfkit.training.settings import BadSteps, Optimizer
 
 if TYPE_CHECKING:
     LossName = str
@@ -104,6 +107,40 @@ class FromTeacher(RecipePart):
     intermediate_size: int | None = Field(None, ge=1, description="Channels of each MLP that are kept.")
     num_attention_heads: int | None = Field(None, ge=1, description="Query heads that are kept.")
     num_key_value_heads: int | None = Field(None, ge=1, description="Key and value heads that are kept.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Distillation:
+    """What a student is, and what it learns from its teacher.
+
+    Attributes:
+        student: an id or a folder, the fields of a new model's configuration, or `from_teacher:`.
+        train: arguments of `TrainingArguments`.
+        sequence_length: tokens in a row.
+        packing: of whole documents, see `token_rows`.
+        generation: arguments of `GenerationConfig`, for what student and teacher write.
+        evaluation_rows: for which texts are generated, of a split.
+        cross_tokenizer: "uld" where the two have different tokens.
+        teacher_quantization: arguments of `BitsAndBytesConfig`.
+        lora: arguments of `LoraConfig`; without them the whole student learns.
+    """
+
+    task: Task
+    student: str | dict[str, Any]
+    train: dict[str, Any]
+    losses: list[Loss]
+    sequence_length: int
+    packing: str
+    generation: dict[str, Any]
+    optimizer: Optimizer
+    bad_steps: BadSteps
+    targets: Targets = dataclasses.field(default_factory=Targets)
+    evaluation_rows: int = 50
+    cross_tokenizer: str | None = None
+    teacher_quantization: dict[str, Any] | None = None
+    lora: dict[str, Any] | None = None
+    attn_implementation: str = "sdpa"
+    trust_remote_code: bool = False
 
 
 def check_losses(losses: list[Loss], targets: Targets, cross_tokenizer: str | None) -> Iterator[tuple[str, str]]:

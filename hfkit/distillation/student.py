@@ -4,10 +4,11 @@ import copy
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from hfkit.distillation.settings import FromTeacher
+from hfkit.distillation.settings import Distillation, FromTeacher
+from hfkit.recipe.fields import ResolvedInputs
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 Described = str | dict[str, Any]
 
@@ -20,9 +21,12 @@ def cut_of(student: Described) -> FromTeacher | None:
 
 
 def make_student(
-    recipe: Any, places: dict[str, str], tokenizer: "PreTrainedTokenizerBase", teacher: Callable[[], Any]
-) -> Any:
-    """The student with its first weights, in float32; with an adapter to be trained where the recipe has `lora`.
+    settings: Distillation,
+    inputs: ResolvedInputs,
+    tokenizer: "PreTrainedTokenizerBase",
+    teacher: Callable[[], "PreTrainedModel"],
+) -> "PreTrainedModel":
+    """The student with its first weights, in float32; with an adapter to be trained where `lora` is set.
 
     Args:
         teacher: loads the model; called only if the student is cut out of it.
@@ -36,21 +40,22 @@ def make_student(
     from hfkit.model.vocabulary import grow
 
     model: Any
-    if "student" in places:
+    if "student" in inputs:
         model = load_model(
-            places["student"],
+            inputs["student"].path,
             dtype=torch.float32,
-            attn_implementation=recipe.attn_implementation,
-            trust_remote_code=recipe.trust_remote_code,
+            attn_implementation=settings.attn_implementation,
+            trust_remote_code=settings.trust_remote_code,
         )
-        grow(model, tokenizer, places.get("tokenizer", places["student"]))
-    elif cut := cut_of(recipe.student):
+        grow(model, tokenizer, inputs.get("tokenizer", inputs["student"]).path)
+    elif cut := cut_of(settings.student):
         model = sliced(teacher(), **cut.model_dump()).float().requires_grad_(True)
-        model.set_attn_implementation(recipe.attn_implementation)
+        model.set_attn_implementation(settings.attn_implementation)
     else:
-        config = new_config(recipe.student, tokenizer, recipe.sequence_length)
-        model = AutoModelForCausalLM.from_config(config, attn_implementation=recipe.attn_implementation)
-    return model if recipe.lora is None else adapt(model, recipe.lora, recipe.task, is_quantized=False)
+        assert isinstance(settings.student, dict), "a student that is no place is described"
+        config = new_config(settings.student, tokenizer, settings.sequence_length)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=settings.attn_implementation)
+    return model if settings.lora is None else adapt(model, settings.lora, has_classes=False, is_quantized=False)
 
 
 def student_config(student: dict[str, Any], teacher: "PreTrainedConfig | None") -> "PreTrainedConfig | None":

@@ -8,6 +8,7 @@ from torch import nn
 
 from hfkit.artifacts.manifest import is_adapter
 from hfkit.data.rows.learned import places, taken
+from hfkit.distillation.settings import Distillation
 from hfkit.errors import HfkitError
 from hfkit.model.adapters import merged
 from hfkit.model.heads import decoder_of, head_of, is_plain
@@ -15,6 +16,7 @@ from hfkit.model.loading import base_quantization, load_model
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from transformers import PreTrainedModel
 
 INPUTS = ("input_ids", "attention_mask", "position_ids")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
@@ -99,19 +101,19 @@ class Teacher:
         return nn.functional.linear(states, self.head.weight[:width], bias if bias is None else bias[:width])
 
 
-def load_teacher(recipe: Any, place: str, device: torch.device) -> Any:
+def load_teacher(settings: Distillation, place: str, device: torch.device) -> "PreTrainedModel":
     """The teacher's model, in the dtype of its files; an adapter is merged into its base.
 
     Raises:
         HfkitError: if its logits are not a linear map of its hidden states.
     """
-    quantization = recipe.teacher_quantization or base_quantization(place)
-    eager = any(each.kind == "maps" for each in recipe.losses)
+    quantization = settings.teacher_quantization or base_quantization(place)
+    eager = any(each.kind == "maps" for each in settings.losses)
     model: Any = load_model(
         place,
         quantization=quantization,
         attn_implementation="eager" if eager else None,
-        trust_remote_code=recipe.trust_remote_code,
+        trust_remote_code=settings.trust_remote_code,
     )
     if getattr(model.config, "quantization_config", None) is None:
         model = (merged(model) if is_adapter(place) else model).to(device)

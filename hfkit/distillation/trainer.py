@@ -7,19 +7,21 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, TrainingArguments
+from transformers import GenerationConfig, PreTrainedModel, TrainingArguments
 
 from hfkit.data.rows.examples import pad
 from hfkit.data.rows.learned import BOUNDS
 from hfkit.data.rows.packing import IGNORED
 from hfkit.distillation.data import TrainingData
 from hfkit.distillation.objective import Objective
+from hfkit.distillation.settings import Distillation
 from hfkit.distillation.teacher import INPUTS, Teacher, placed
 from hfkit.inference.batches import padded
 from hfkit.inference.generation import generating_with
 from hfkit.model.heads import causal_of, portable_attention
 from hfkit.training.compilation import uncompiled
 from hfkit.training.decisions import settle
+from hfkit.training.task_metrics import TaskMetrics
 from hfkit.training.trainer import HfkitTrainer
 
 STEPS_APART = 1_000_003  # of the seeds of two runs, more than any run has steps
@@ -117,41 +119,41 @@ class DistillationTrainer(HfkitTrainer):
 
 
 def student_trainer(
-    recipe: Any,
-    model: Any,
+    settings: Distillation,
+    model: PreTrainedModel,
     args: TrainingArguments,
     data: TrainingData,
-    task_metrics: Any,
-    teacher: Callable[[], Any] | None,
+    task_metrics: TaskMetrics,
+    teacher: Callable[[], PreTrainedModel] | None,
     width: int,
     decided: dict[str, Any] | None = None,
 ) -> HfkitTrainer:
-    """The trainer of a student by its recipe; without a teacher, with cross-entropy alone.
+    """The trainer of a student; without a teacher, with cross-entropy alone.
 
     Args:
         teacher: loads the model; called only if it runs beside the student.
     """
-    sample = partial(task_metrics, model, "validation", recipe.evaluation_rows) if recipe.task != "text" else None
+    sample = partial(task_metrics, model, "validation") if settings.task.has_answers else None
     common: dict[str, Any] = {
-        "optimizer": recipe.optimizer,
+        "optimizer": settings.optimizer,
         "decided": decided,
         "task_metrics": sample,
-        "bad_steps": recipe.bad_steps,
+        "bad_steps": settings.bad_steps,
         "eval_dataset": data.validation,
     }
-    if teacher is None or recipe.targets.source == "generated":
+    if teacher is None or settings.targets.source == "generated":
         rows, collate = (data.alone, data.collate_alone) if teacher is None else (data.train, data.collate)
         return HfkitTrainer(model, args, train_dataset=rows, data_collator=collate, **common)
-    is_beside = recipe.targets.source != "cached"
+    is_beside = settings.targets.source != "cached"
     asked = teacher() if is_beside else None
     compiled = bool((decided or {}).get("torch_compile", args.torch_compile))
     config = asked.config.get_text_config() if asked is not None else None
-    objective = Objective(recipe.losses, model, config, width, compiled)
+    objective = Objective(settings.losses, model, config, width, compiled)
     trainer = DistillationTrainer(
         model,
         args,
         objective=objective,
-        on_policy_share=recipe.targets.share if recipe.targets.source == "on_policy" else 0.0,
+        on_policy_share=settings.targets.share if settings.targets.source == "on_policy" else 0.0,
         generation=data.generation,
         train_dataset=data.train,
         data_collator=data.collate,
@@ -164,12 +166,12 @@ def student_trainer(
 
 
 def settled_trainer(
-    recipe: Any,
-    model: Any,
-    data: Any,
-    task_metrics: Any,
+    settings: Distillation,
+    model: PreTrainedModel,
+    data: TrainingData,
+    task_metrics: TaskMetrics,
     output: Path,
-    teacher: Callable[[], Any] | None = None,
+    teacher: Callable[[], PreTrainedModel] | None = None,
     width: int = 0,
 ) -> HfkitTrainer:
     """The trainer of a student, with a teacher or alone.
@@ -177,11 +179,11 @@ def settled_trainer(
     Args:
         teacher, width: see `student_trainer`.
     """
-    between_layers = teacher is not None and any(each.spec.compares == "layers" for each in recipe.losses)
-    train = {"torch_compile": False, **recipe.train} if between_layers else recipe.train  # its graph would break
-    optimizer = recipe.optimizer.name
+    between_layers = teacher is not None and any(each.spec.compares == "layers" for each in settings.losses)
+    train = {"torch_compile": False, **settings.train} if between_layers else settings.train  # its graph would break
+    optimizer = settings.optimizer.name
     what = f"{optimizer}, learning from " + ("the data alone" if teacher is None else "its teacher")
     args, decided = settle(
         train, output, model, data.alone, lambda count: f"{count} rows, {what}", data.collate_alone, optimizer
     )
-    return student_trainer(recipe, model, args, data, task_metrics, teacher, width, decided)
+    return student_trainer(settings, model, args, data, task_metrics, teacher, width, decided)

@@ -13,10 +13,11 @@ from typing import Any
 
 from hfkit import stages
 from hfkit.artifacts import manifest
-from hfkit.data.guess import USUAL, guess, is_data_file
+from hfkit.data.guess import guess, is_data_file
+from hfkit.data.tasks import TASKS
 from hfkit.errors import HfkitError, did_you_mean
 from hfkit.recipe import yaml_source
-from hfkit.recipe.fields import Input, StageRecipe, marked
+from hfkit.recipe.fields import Input, ResolvedInput, ResolvedInputs, StageRecipe, marked
 from hfkit.recipe.validation import validate
 from hfkit.runtime.distributed import say
 
@@ -42,9 +43,14 @@ class Node:
     def fingerprint(self) -> str:
         return hashlib.sha256(json.dumps(self.made_from, sort_keys=True).encode()).hexdigest()
 
-    def places(self) -> dict[str, str]:
-        """Where each input lies: a folder, or an id on the Hub."""
-        return {key: str(value.output_dir) if isinstance(value, Node) else value for key, value in self.inputs.items()}
+    def resolved(self) -> ResolvedInputs:
+        """Return each input with its place, a folder or an id on the Hub, and the recipe that makes it."""
+        return {
+            key: ResolvedInput(str(value.output_dir), value.recipe)
+            if isinstance(value, Node)
+            else ResolvedInput(value)
+            for key, value in self.inputs.items()
+        }
 
 
 def stage_names() -> list[str]:
@@ -179,18 +185,18 @@ def _implicit(
 
     What the recipe does not say of their columns is taken from their names, and set in it.
     """
-    task = source.values.get("task", "text")
+    task = TASKS.get(source.values.get("task", "text"))
     stage = load_stage("prepare")
     try:
-        found = guess(files, task, source.values) if task in USUAL else None
+        found = guess(files, task, source.values) if task is not None else None
     except HfkitError as error:
         problems.append(source.problem((key,), str(error)))
         return None
-    if found is None:  # what is wrong with the task is told elsewhere
+    if task is None or found is None:  # what is wrong with the task is told elsewhere
         return None
     source.values |= found.keys
     column = {} if found.names.get("text", "text") == "text" else {"text": found.names["text"]}
-    kinds = {"text": "text"} if task == "text" else found.columns
+    kinds = {"text": "text"} if task.is_text else found.columns
     values = {"stage": "prepare", "sources": [{"files": files, **column}], "columns": kinds}
     name = ".".join([re.sub(r"[^\w.-]+", "-", files).strip("-."), "-".join(kinds)])
     place = Path("runs", name)
@@ -222,8 +228,7 @@ def _checked(node: Node) -> Node:
 
 def _check(node: Node) -> None:
     """What the stage itself checks: one setting against another, and against what the inputs are known to be."""
-    recipes = {key: value.recipe for key, value in node.inputs.items() if isinstance(value, Node)}
-    found = node.stage.check(node.recipe, node.places(), recipes)
+    found = node.stage.check(node.recipe, node.resolved())
     problems = [node.source.problem(tuple(map(_part, key.split("."))), text) for key, text in found]
     if problems:
         raise HfkitError(*problems)

@@ -55,7 +55,7 @@ def run(recipe: str | Path | Source, overrides: Sequence[str] = (), **ways: bool
             on_main(f"start {folder}", lambda node=node: _start(node, todo))  # type: ignore[misc]
             try:
                 with resources.metered() as used:
-                    metrics = node.stage.run(node.recipe, node.places(), folder)
+                    metrics = node.stage.run(node.recipe, node.resolved(), folder)
             except HfkitError:
                 if is_main():
                     _give_up(folder)
@@ -95,7 +95,7 @@ def _make(node: graph.Node) -> None:
     begun = time.time()
     with manifest.locked(node.output_dir), manifest.new_folder(node.output_dir) as work:
         with resources.metered() as used:
-            metrics = node.stage.run(node.recipe, node.places(), work)
+            metrics = node.stage.run(node.recipe, node.resolved(), work)
         missed = _finish(node, work, metrics, {"seconds": round(time.time() - begun, 1), "usage": used})
     _reject(node, missed)
 
@@ -166,7 +166,7 @@ def _tidy(folder: Path) -> None:
 def _content(node: graph.Node) -> dict[str, Any]:
     """What a manifest says of how the folder is made."""
     of_folders = node.made_from["inputs"]  # where hfkit did not make them, it is the digest of their files
-    inputs = {key: lineage.record(place, of_folders.get(key)) for key, place in node.places().items()}
+    inputs = {key: lineage.record(given.path, of_folders.get(key)) for key, given in node.resolved().items()}
     return {
         "name": node.source.path.stem,
         "folder": str(node.output_dir),

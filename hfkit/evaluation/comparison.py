@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from hfkit.artifacts import manifest
+from hfkit.data.corpus import Row
 from hfkit.evaluation.measuring import measure
 from hfkit.evaluation.outcomes import same_tokens, statistics_of
-from hfkit.metrics import scoring
+from hfkit.evaluation.settings import Scoring
 from hfkit.metrics.catalogue import is_lower_better, qualities
+from hfkit.metrics.scoring import scores as scores_of
 from hfkit.recipe.limits import judged
 from hfkit.runtime.distributed import say
 
@@ -17,12 +19,11 @@ MODEL_INPUTS = ("model", "teacher", "student")
 
 
 def compared(
-    recipe: Any, rows: list[dict[str, Any]], models: dict[str, str], prompts: list[str] | None = None
+    scoring: Scoring, rows: list[Row], models: dict[str, str], prompts: list[str] | None = None
 ) -> dict[str, Any]:
     """The models measured one after the other on the same rows of this machine.
 
     Args:
-        recipe: a `ScoredRecipe`.
         models: the place of each by its name; the first is what the others are compared with.
         prompts: see `measure`.
 
@@ -36,13 +37,13 @@ def compared(
     measured = {}
     for name, place in models.items():
         say(f"  measuring {name}")
-        measured[name] = measure(recipe, rows, place, prompts)
+        measured[name] = measure(scoring, rows, place, prompts)
     outcomes = [each.outcome for each in measured.values()]
-    statistics = statistics_of(recipe, rows, outcomes)
+    statistics = statistics_of(scoring, rows, outcomes)
     comparable = same_tokens(outcomes)
     found = []
     for index, (name, each) in enumerate(measured.items()):
-        scores = scoring.scores(statistics[index], statistics[0] if index else None)
+        scores = scores_of(statistics[index], statistics[0] if index else None)
         if not comparable:
             scores = {key: value for key, value in scores.items() if not key.startswith("perplexity_") or key in KEPT}
         row = {"name": name, "place": models[name], **scores, **each.costs}

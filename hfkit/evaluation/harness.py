@@ -11,10 +11,12 @@ import numpy as np
 import torch
 
 from hfkit.errors import HfkitError, did_you_mean, reason
+from hfkit.evaluation.settings import Scoring
 from hfkit.metrics.intervals import paired_test
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from hfkit.metrics.base import Difference
 
@@ -37,12 +39,18 @@ def problems(benchmarks: list[str]) -> Iterator[tuple[str, str]]:
             yield f"benchmarks.{index}", f"{name}: no YAML file in this folder describes a task (`task: <name>`)"
 
 
-def run(recipe: Any, model: Any, tokenizer: Any, window: int) -> dict[str, Any]:
+def run(
+    benchmarks: list[str],
+    scoring: Scoring,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    window: int,
+) -> dict[str, Any]:
     """Run tasks by name, and all tasks of folders, on one process.
 
     Args:
-        recipe: a `TaskRecipe` with `benchmarks`, `batch_size` and `limit`, the most rows of each task. With `task:
-            chat` prompts go through the chat template.
+        scoring: with `batch_size`, `limit` (the most rows of each task) and a task; the prompts of a chat go through
+            the chat template.
         window: most tokens of a prompt with its answer.
 
     Returns:
@@ -56,7 +64,6 @@ def run(recipe: Any, model: Any, tokenizer: Any, window: int) -> dict[str, Any]:
     from lm_eval.models.huggingface import HFLM
     from peft import PeftModel
 
-    benchmarks, is_chat = recipe.benchmarks, recipe.task == "chat"
     manager = _manager(benchmarks)
     names = [_tasks_in(name, manager) if Path(name).expanduser().is_dir() else [name] for name in benchmarks]
     try:
@@ -64,12 +71,16 @@ def run(recipe: Any, model: Any, tokenizer: Any, window: int) -> dict[str, Any]:
             pretrained=model.get_base_model() if isinstance(model, PeftModel) else model,  # its layers are adapted
             backend="seq2seq" if model.config.is_encoder_decoder else "causal",
             tokenizer=tokenizer,
-            batch_size=recipe.batch_size,
+            batch_size=scoring.batch_size,
             max_length=window,
         )
         tasks = _loaded(list(dict.fromkeys(sum(names, []))), manager)
         found = lm_eval.evaluate(
-            lm, tasks, limit=recipe.limit, apply_chat_template=is_chat, bootstrap_iters=BOOTSTRAPS
+            lm,
+            tasks,
+            limit=scoring.limit,
+            apply_chat_template=scoring.task.is_chat,
+            bootstrap_iters=BOOTSTRAPS,
         )
     except Exception as error:  # tasks are code and data of many authors
         raise HfkitError(f"benchmarks: {', '.join(benchmarks)}: cannot be run: {reason(error)}") from error

@@ -11,19 +11,20 @@ getLogger("bitsandbytes").setLevel(ERROR)  # it speaks of kernels that it could 
 import bitsandbytes  # noqa: E402, F401 or else the first quantized model takes the time to load it
 
 from hfkit.data import corpus  # noqa: E402
-from hfkit.data.tasks import prompt_ids  # noqa: E402
+from hfkit.data.corpus import Row  # noqa: E402
+from hfkit.data.tasks import Task  # noqa: E402
+from hfkit.data.tasks.templates import without_end  # noqa: E402
 from hfkit.errors import HfkitError  # noqa: E402
 from hfkit.evaluation import costs  # noqa: E402
 from hfkit.evaluation.inputs import Inputs, inputs_of  # noqa: E402
 from hfkit.evaluation.outcomes import Outcome, outcome_of  # noqa: E402
-from hfkit.evaluation.settings import ScoredRecipe  # noqa: E402
+from hfkit.evaluation.settings import Scoring  # noqa: E402
 from hfkit.inference.generation import generate  # noqa: E402
-from hfkit.inference.prompting import without_end  # noqa: E402
 from hfkit.model.loading import open_model  # noqa: E402
 from hfkit.recipe import limits  # noqa: E402
 from hfkit.runtime import isolated  # noqa: E402
 
-SAMPLES, SAMPLE_WORDS, SAMPLE_TOKENS = 3, 12, 48
+SAMPLES, SAMPLE_TOKENS = 3, 48
 
 
 class Measured(NamedTuple):
@@ -40,11 +41,10 @@ class Measured(NamedTuple):
     seconds: float
 
 
-def measure(recipe: Any, rows: list[dict[str, Any]], place: str, prompts: list[str] | None = None) -> Measured:
+def measure(scoring: Scoring, rows: list[Row], place: str, prompts: list[str] | None = None) -> Measured:
     """The model at `place`, measured in a process that begins and ends with it, so that its memory is its own.
 
     Args:
-        recipe: a `ScoredRecipe`.
         prompts: texts to go on with, for samples. By default the prompts of the first rows, or of whole texts the
             beginnings.
 
@@ -52,47 +52,51 @@ def measure(recipe: Any, rows: list[dict[str, Any]], place: str, prompts: list[s
         HfkitError: for a model that cannot be measured, also where the system ended its process.
     """
     try:
-        return isolated.call(f"{__name__}:_measure", recipe, rows, place, prompts)
+        return isolated.call(f"{__name__}:_measure", scoring, rows, place, prompts)
     except isolated.Ended:
         raise HfkitError(f"{place}: the process that measured it was killed, probably out of memory") from None
 
 
-def costs_of(recipe: Any, place: str, data: str) -> dict[str, float | None]:
-    """`limits.COSTS` of the model at `place`, that does the task of a recipe on prepared data."""
-    of_task = ("task", "prompt", "completion", "messages", "tools", "chat_template", "label")
-    names = ("stage", *of_task, "trust_remote_code")
-    scored = ScoredRecipe(data=None, **{name: getattr(recipe, name) for name in names})
-    return measure(scored, list(islice(corpus.rows(data, "test"), SAMPLES)), place).costs
+def costs_of(scoring: Scoring, place: str, data: str) -> dict[str, float | None]:
+    """`limits.COSTS` of the model at `place`, that does a task on prepared data."""
+    return measure(scoring, list(islice(corpus.rows(data, "test"), SAMPLES)), place).costs
 
 
-def judge(recipe: Any, metrics: dict[str, Any], base: dict[str, Any], places: dict[str, str], result: Path) -> list:
-    """The limits of a training's recipe beside what was measured; where they are on costs, these are measured now.
+def judge(
+    accept: dict[str, str],
+    metrics: dict[str, Any],
+    base: dict[str, Any],
+    scoring: Scoring,
+    data: str,
+    result: Path,
+    base_place: str,
+) -> list[dict[str, Any]]:
+    """The limits of a training beside what was measured; where they are on costs, these are measured now.
 
     Args:
-        base: what was measured of the model that `x base` means.
-        places: with `data` and `model`, that model.
+        base: what was measured of the model that `x base` means, which is at `base_place`.
     """
-    if not set(recipe.accept) & set(limits.COSTS):
-        return limits.judged(recipe.accept, metrics, base)
-    own, other = (costs_of(recipe, place, places["data"]) for place in (str(result), places["model"]))
-    return limits.judged(recipe.accept, metrics | own, base | other)
+    if not set(accept) & set(limits.COSTS):
+        return limits.judged(accept, metrics, base)
+    own, other = (costs_of(scoring, place, data) for place in (str(result), base_place))
+    return limits.judged(accept, metrics | own, base | other)
 
 
-def _measure(recipe: Any, rows: list[dict[str, Any]], place: str, prompts: list[str] | None) -> Measured:
+def _measure(scoring: Scoring, rows: list[Row], place: str, prompts: list[str] | None) -> Measured:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     for name in ("RANK", "WORLD_SIZE"):  # the launcher's, of the processes that train: this one is alone
         os.environ.pop(name, None)
-    inputs = inputs_of(recipe, rows, place)
+    inputs = inputs_of(scoring, rows, place)
     memory, start = costs.Memory(), time.perf_counter()
-    model = open_model(place, recipe.task, recipe.trust_remote_code)
+    model = open_model(place, scoring.task.has_classes, scoring.trust_remote_code)
     of_model: dict[str, float | None] = {"load_seconds": time.perf_counter() - start}
 
     tokenizer, samples = inputs.tokenizer, list[tuple[str, str]]()
-    beginnings = _beginnings(recipe, rows, inputs, prompts)
-    if recipe.task == "classify":
+    beginnings = _beginnings(scoring.task, rows, inputs, prompts)
+    if scoring.task.has_classes:
         of_model |= costs.reading_speeds(model, max(beginnings, key=len))
     else:
         of_model |= costs.speeds(model, tokenizer, max(beginnings, key=len), inputs.window)
@@ -102,15 +106,12 @@ def _measure(recipe: Any, rows: list[dict[str, Any]], place: str, prompts: list[
         samples = list(zip(shown, texts, strict=True))
     of_model |= {"memory_bytes": memory.peak(), "parameters": model.num_parameters()}
     of_model["size_bytes"] = costs.size_on_disk(place)
-    return Measured(outcome_of(recipe, model, inputs), of_model, samples, time.perf_counter() - start)
+    return Measured(outcome_of(scoring, model, inputs), of_model, samples, time.perf_counter() - start)
 
 
-def _beginnings(recipe: Any, rows: list[dict[str, Any]], inputs: Inputs, prompts: list[str] | None) -> list[list[int]]:
+def _beginnings(task: Task, rows: list[Row], inputs: Inputs, prompts: list[str] | None) -> list[list[int]]:
     """What is gone on with, as token ids that leave room for it."""
     room = inputs.window - min(SAMPLE_TOKENS, inputs.window // 2)
-    if prompts is None and recipe.task != "text":
-        found = [prompt_ids(recipe, row, inputs.tokenizer, room)[0] for row in rows[:SAMPLES]]
-        return [ids or [inputs.tokenizer.pad_token_id] for ids in found]
     if prompts is None:
-        prompts = [" ".join(row["text"].split(" ")[:SAMPLE_WORDS]) for row in rows[:SAMPLES]]
+        return [task.beginning(row, inputs.tokenizer, room) for row in rows[:SAMPLES]]
     return [without_end(inputs.tokenizer(text)["input_ids"][:room], inputs.tokenizer) for text in prompts]

@@ -1,15 +1,19 @@
 """What a model makes of the rows that it is scored on, and what that is worth."""
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from hfkit.data.tasks import classes_of, reference
+from hfkit.data.corpus import Row
 from hfkit.evaluation.inputs import Inputs
+from hfkit.evaluation.settings import Scoring
 from hfkit.inference import likelihood
 from hfkit.inference.generation import write
-from hfkit.metrics import scoring
 from hfkit.metrics.base import Statistics
+from hfkit.metrics.scoring import classes_in, listed, of_likelihood, statistics
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Outcome(NamedTuple):
@@ -22,11 +26,11 @@ class Outcome(NamedTuple):
     sums: np.ndarray
 
 
-def outcome_of(recipe: Any, model: Any, inputs: Inputs) -> Outcome:
+def outcome_of(scoring: Scoring, model: "PreTrainedModel", inputs: Inputs) -> Outcome:
     """What a model makes of the rows. Call it on every process."""
-    tokenizer, batch_size = inputs.tokenizer, recipe.batch_size
+    tokenizer, batch_size = inputs.tokenizer, scoring.batch_size
     texts, sums = list[Any](), np.zeros((0, 3))
-    if recipe.task == "classify":
+    if scoring.task.has_classes:
         texts = likelihood.classes(model, inputs.prompts, batch_size, tokenizer.pad_token_id)
     elif inputs.prompts:
         texts = write(model, tokenizer, inputs.prompts, batch_size, inputs.generation)
@@ -36,23 +40,18 @@ def outcome_of(recipe: Any, model: Any, inputs: Inputs) -> Outcome:
     return Outcome(inputs, shown, texts, sums)
 
 
-def references_of(recipe: Any, rows: list[dict[str, Any]]) -> list[list[str]]:
-    """Of each row what a right answer is; of a classifier's row its class, or all of its classes."""
-    return [classes_of(recipe, row) if recipe.task == "classify" else reference(recipe, row) for row in rows]
-
-
-def statistics_of(recipe: Any, rows: list[dict[str, Any]], outcomes: list[Outcome]) -> list[dict[str, Statistics]]:
+def statistics_of(scoring: Scoring, rows: list[Row], outcomes: list[Outcome]) -> list[dict[str, Statistics]]:
     """Of each model the statistics of each metric, on the same rows."""
     found: list[dict[str, Statistics]] = [{} for _ in outcomes]
     if outcomes[0].texts:
-        references = references_of(recipe, rows)
+        references = list(map(scoring.task.references, rows))
         answers = [each.texts for each in outcomes]
         if any(isinstance(each[0], list) for each in answers):  # one that chooses one class is held to lists too
-            answers = [list(map(scoring.listed, each)) for each in answers]
-        labels = scoring.classes_in(references, *answers)
-        found = [scoring.statistics(recipe.chosen, each, references, labels, recipe.tokenize) for each in answers]
+            answers = [list(map(listed, each)) for each in answers]
+        labels = classes_in(references, *answers)
+        found = [statistics(scoring.metrics, each, references, labels, scoring.tokenize) for each in answers]
     if outcomes[0].inputs.pieces is not None:
-        likelihoods = scoring.of_likelihood(recipe.chosen, [each.sums for each in outcomes])
+        likelihoods = of_likelihood(scoring.metrics, [each.sums for each in outcomes])
         found = [of_texts | more for of_texts, more in zip(found, likelihoods, strict=True)]
     return found
 

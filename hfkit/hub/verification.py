@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hfkit.artifacts.kinds import KINDS
+from hfkit.data.tasks import task_in
 from hfkit.errors import HfkitError
 from hfkit.privacy import secrets
 from hfkit.reports.snippets import beginning, snippet
@@ -104,8 +105,8 @@ def _here(folder: Path, content: dict[str, Any], text: str) -> Any:
     from hfkit.model.loading import load_model
 
     recipe = content["recipe"]
-    task, trusted = recipe.get("task") or "generate", recipe.get("trust_remote_code", False)
-    model = load_model(str(folder), task, trust_remote_code=trusted).eval()
+    trusted = recipe.get("trust_remote_code", False)
+    model = load_model(str(folder), task_in(recipe).has_classes, trust_remote_code=trusted).eval()
     more = {"decoder_input_ids": inputs["input_ids"]} if model.config.is_encoder_decoder else {}
     with torch.no_grad():
         return model(**inputs.to(model.device), **more).logits.float().flatten().tolist()

@@ -17,7 +17,8 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer
 
 from hfkit.data.chat import generation_ids
-from hfkit.data.tasks import prompt_ids
+from hfkit.data.corpus import Row
+from hfkit.data.tasks import Task
 from hfkit.errors import HfkitError
 from hfkit.inference.batches import Results, dealt, in_batches, padded
 from hfkit.inference.decoding import Rules, decode
@@ -138,8 +139,9 @@ def _warpers(config: "GenerationConfig") -> list[Any]:
 
 
 def answers(
-    recipe: Any,
-    rows: list[dict[str, Any]],
+    task: Task,
+    rows: list[Row],
+    generation: dict[str, Any],
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     batch_size: int,
@@ -148,12 +150,12 @@ def answers(
     """What the model answers to each row of a task; nothing where the prompt has no room. Call it on every process.
 
     Args:
-        recipe: a `TaskRecipe` with `generation:`, arguments of `GenerationConfig`.
+        generation: arguments of `GenerationConfig`, see `generation_of`.
         window: tokens that prompt and answer have together.
     """
-    generation = generation_of(recipe, tokenizer, window)
+    generation = generation_of(task, generation, tokenizer, window)
     room = window - generation["max_new_tokens"]
-    prompts = [prompt_ids(recipe, row, tokenizer, room, model.config.is_encoder_decoder)[0] for row in rows]
+    prompts = [task.prompt_ids(row, tokenizer, room, model.config.is_encoder_decoder)[0] for row in rows]
     return write(model, tokenizer, prompts, batch_size, generation)
 
 
@@ -167,12 +169,12 @@ def generating_with(model: Any, config: "GenerationConfig") -> Iterator[None]:
         model.generation_config = own
 
 
-def generation_of(recipe: Any, tokenizer: "PreTrainedTokenizerBase", window: int) -> dict[str, Any]:
+def generation_of(
+    task: Task, generation: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", window: int
+) -> dict[str, Any]:
     """What `generation:` of a recipe says; where it does not, how much is written and where a chat's answer ends."""
-    generation = {"max_new_tokens": min(NEW_TOKENS, window // 2), **recipe.generation}
-    if recipe.task == "chat":
-        generation = {**generation_ids(tokenizer, is_chat=True), **generation}
-    return generation
+    ends = generation_ids(tokenizer, is_chat=True) if task.is_chat else {}
+    return {**ends, "max_new_tokens": min(NEW_TOKENS, window // 2), **generation}
 
 
 def write(
@@ -190,9 +192,9 @@ def write(
 
 
 def prompts_of(
-    recipe: Any,
-    rows: list[dict[str, Any]],
-    tokenizer: Any,
+    task: Task,
+    rows: list[Row],
+    tokenizer: "PreTrainedTokenizerBase",
     window: int,
     generation: dict[str, Any],
     is_encoder_decoder: bool,
@@ -203,7 +205,7 @@ def prompts_of(
         HfkitError: if there is no room for any of them.
     """
     room = window if is_encoder_decoder else window - generation["max_new_tokens"]
-    found = [prompt_ids(recipe, row, tokenizer, room, is_encoder_decoder) for row in rows]
+    found = [task.prompt_ids(row, tokenizer, room, is_encoder_decoder) for row in rows]
     if rows and not any(ids for ids, _ in found):
         told = (
             f"the answer may have {generation['max_new_tokens']} of {window} tokens, and no prompt fits into the rest"

@@ -1,14 +1,14 @@
 """What a model expects: the likelihood of texts in sums over their tokens, and the class of a text."""
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.nn import functional
 
+from hfkit.data.corpus import Row
 from hfkit.data.rows.packing import IGNORED
-from hfkit.data.tasks import Example, TaskRecipe, prompt_ids, reference
+from hfkit.data.tasks import Example, Task
 from hfkit.inference.batches import in_batches, padded
 from hfkit.inference.classes import chosen
 
@@ -83,25 +83,8 @@ def classes(model: Any, texts: list[list[int]], batch_size: int, pad_token_id: i
     return in_batches(model, texts, of_batch, batch_size, "classifying")
 
 
-def windows(ids: list[int], length: int) -> Iterator[Example]:
-    """A long text as examples of at most `length` tokens. The last token of one is the context that begins the next,
-    so that every token after the first is predicted exactly once."""
-    for start in range(0, max(len(ids) - 1, 1), length - 1):
-        piece = ids[start : start + length]
-        yield Example(piece, [True] * len(piece))
-
-
-def encode_document(text: str, tokenizer: "PreTrainedTokenizerBase", length: int) -> list[Example]:
-    """A document between the tokenizer's BOS and EOS, in windows."""
-    before = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return list(windows([*before, *ids, tokenizer.eos_token_id], length))
-
-
-def encode_pair(
-    recipe: TaskRecipe, row: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", length: int
-) -> Pair | None:
+def encode_pair(task: Task, row: Row, tokenizer: "PreTrainedTokenizerBase", length: int) -> Pair | None:
     """The prompt and the first completion of a row, each at most `length`; None if one does not fit."""
-    source, _ = prompt_ids(recipe, row, tokenizer, length, is_whole=True)
-    target = tokenizer(text_target=reference(recipe, row)[0])["input_ids"]
+    source, _ = task.prompt_ids(row, tokenizer, length, is_whole=True)
+    target = tokenizer(text_target=task.references(row)[0])["input_ids"]
     return Pair(source, target) if source and 0 < len(target) <= length else None

@@ -2,15 +2,13 @@
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from hfkit.data.tasks.templates import without_end
 from hfkit.data.tokenizer import load_tokenizer
 from hfkit.errors import HfkitError
 from hfkit.inference.generation import generate as generate_texts
 from hfkit.model.loading import open_model
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 def generate(
@@ -39,8 +37,3 @@ def generate(
         if not row:
             raise HfkitError(f"prompts: number {number} is without a token; leave it out, or give it a word")
     return generate_texts(opened, tokenizer, ids, len(ids), generation)
-
-
-def without_end(ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """The tokens of a text that is to be gone on with: without the EOS that some tokenizers write last."""
-    return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids

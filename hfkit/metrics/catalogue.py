@@ -14,16 +14,14 @@ from hfkit.errors import HfkitError, did_you_mean
 if TYPE_CHECKING:
     from hfkit.metrics.base import RowMetric
 
-ANSWERS = ("generate", "chat")  # the tasks whose answers are texts
-
 
 class Metric(NamedTuple):
     """What hfkit knows of a metric.
 
     Args:
         name: in recipes.
-        made_of: `texts` beside references, `classes`, or the `likelihood` of texts.
-        tasks: those that it fits.
+        made_of: `texts` beside references, `classes`, or the `likelihood` of texts; a task has it if this is among
+            what it is measured by.
         scores: the names that its results have.
         implementation: module and class in `hfkit.metrics`; of a likelihood none, whose sums give it.
         multi_label: its scores where a row has a list of classes.
@@ -37,7 +35,6 @@ class Metric(NamedTuple):
 
     name: str
     made_of: Literal["texts", "classes", "likelihood"]
-    tasks: tuple[str, ...]
     scores: tuple[str, ...]
     implementation: str = ""
     multi_label: tuple[str, ...] = ()
@@ -53,7 +50,6 @@ CATALOGUE = (
     Metric(
         "accuracy",
         "classes",
-        ("classify",),
         ("accuracy",),
         "labels:Accuracy",
         multi_label=("exact_match",),
@@ -63,7 +59,6 @@ CATALOGUE = (
     Metric(
         "f1",
         "classes",
-        ("classify",),
         ("f1", "f1_macro", "f1_micro", "f1_weighted"),
         "labels:F1",
         multi_label=("f1", "f1_macro", "f1_micro", "f1_weighted", "f1_samples"),
@@ -73,7 +68,6 @@ CATALOGUE = (
     Metric(
         "rouge",
         "texts",
-        ANSWERS,
         ("rouge1", "rouge2", "rougeL", "rougeLsum"),
         "rouge:Rouge",
         in_training=("rouge1", "rouge2", "rougeL"),
@@ -85,7 +79,6 @@ CATALOGUE = (
     Metric(
         "bleu",  # sacrebleu's, 0 to 100; that of `evaluate`, 0 to 1, is in OF_PYTHON
         "texts",
-        ANSWERS,
         ("bleu",),
         "bleu:Sacrebleu",
         in_training=("bleu",),
@@ -97,7 +90,6 @@ CATALOGUE = (
     Metric(
         "chrf",
         "texts",
-        ANSWERS,
         ("chrf",),
         "bleu:Chrf",
         on_hub={"chrf": "chrf"},
@@ -107,7 +99,6 @@ CATALOGUE = (
     Metric(
         "exact_match",
         "texts",
-        ANSWERS,
         ("exact_match",),
         "text:ExactMatch",
         in_training=("exact_match",),
@@ -117,7 +108,6 @@ CATALOGUE = (
     Metric(
         "bits_per_byte",
         "likelihood",
-        ("text", *ANSWERS),
         ("bits_per_byte",),
         on_hub={"bits_per_byte": "bits_per_byte"},
         quality=(7, "bits_per_byte"),
@@ -126,14 +116,13 @@ CATALOGUE = (
     Metric(
         "perplexity",
         "likelihood",
-        ("text", *ANSWERS),
         ("perplexity",),
         on_hub={"perplexity": "perplexity"},
         quality=(8, "perplexity"),
         lower_is_better=True,
     ),
-    Metric("length", "texts", ANSWERS, ("length",), "text:Length", cuts_words=True),
-    Metric("distinct", "texts", ANSWERS, ("distinct_1", "distinct_2"), "text:Distinct", cuts_words=True),
+    Metric("length", "texts", ("length",), "text:Length", cuts_words=True),
+    Metric("distinct", "texts", ("distinct_1", "distinct_2"), "text:Distinct", cuts_words=True),
 )
 # What `load_metric` gives: what recipes name, but for `bleu`, which is that of `evaluate`.
 OF_PYTHON = {each.name: each.implementation for each in CATALOGUE if each.implementation} | {
@@ -172,9 +161,9 @@ def named(names: Collection[str]) -> list[Metric]:
     return [by_name[name] for name in names]
 
 
-def fitting(task: str) -> list[str]:
-    """The names of the metrics that fit a task."""
-    return [each.name for each in CATALOGUE if task in each.tasks]
+def fitting(kinds: Collection[str]) -> list[str]:
+    """The names of the metrics that fit a task, which is measured by these kinds."""
+    return [each.name for each in CATALOGUE if each.made_of in kinds]
 
 
 def made_of(kind: str, names: Collection[str]) -> list[str]:
@@ -195,18 +184,19 @@ def score_names(names: Collection[str], is_multi_label: bool | None = False) -> 
     return list(dict.fromkeys(found))
 
 
-def scores_of_training(task: str, is_multi_label: bool | None = False) -> list[str]:
-    """What a training of a task measures on its test split.
+def scores_of_training(kinds: Collection[str], is_multi_label: bool | None = False) -> list[str]:
+    """What a training measures on its test split.
 
     Args:
+        kinds: those that its task is measured by.
         is_multi_label: as for `score_names`.
     """
-    if task == "classify":
+    if "classes" in kinds:
         single = ["accuracy", "f1"] if not is_multi_label else []
-        several = score_names(fitting(task), True) if is_multi_label is not False else []
+        several = score_names(fitting(kinds), True) if is_multi_label is not False else []
         return ["loss", *dict.fromkeys([*single, *several])]
-    likelihood = made_of("likelihood", fitting(task))
-    return ["loss", *likelihood, *(of_answers() if task in ANSWERS else ())]
+    likelihood = made_of("likelihood", fitting(kinds))
+    return ["loss", *likelihood, *(of_answers() if "texts" in kinds else ())]
 
 
 def of_answers() -> list[str]:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ def listed(answer: str | list[str]) -> list[str]:
     return [answer] if isinstance(answer, str) else answer
 
 
-def of_likelihood(metrics: list[str], sums: list[np.ndarray]) -> list[dict[str, Statistics]]:
+def of_likelihood(metrics: Collection[str], sums: list[np.ndarray]) -> list[dict[str, Statistics]]:
     """`perplexity` and `bits_per_byte`, those that are among the metrics, of one or more models.
 
     Args:

@@ -21,7 +21,7 @@ MOST_DRIFT = 0.1  # of what an adapter changes in the logits
 ROUNDING = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2, "quantized": 0.1}
 
 
-def adapt(model: "PreTrainedModel", lora: dict[str, Any], task: str, is_quantized: bool) -> Any:
+def adapt(model: "PreTrainedModel", lora: dict[str, Any], has_classes: bool, is_quantized: bool) -> Any:
     """The model with a new adapter, the only thing that is trained.
 
     Args:
@@ -40,8 +40,8 @@ def adapt(model: "PreTrainedModel", lora: dict[str, Any], task: str, is_quantize
                 # bitsandbytes' kernel for such processors passes no gradients on, and once a model is evaluated with
                 # it, its weights are packed for good.
                 module.support_avx512bf16_for_cpu = False
-    kind = peft.TaskType.SEQ_CLS if task == "classify" else peft.TaskType.CAUSAL_LM
-    if task == "classify":  # a head that is new is trained whole, and saved with the adapter
+    kind = peft.TaskType.SEQ_CLS if has_classes else peft.TaskType.CAUSAL_LM
+    if has_classes:  # a head that is new is trained whole, and saved with the adapter
         heads = head_modules(model)
         lora = {**lora, "modules_to_save": [*dict.fromkeys([*(lora.get("modules_to_save") or []), *heads])]}
         lora.setdefault("exclude_modules", heads)
@@ -52,7 +52,9 @@ def adapt(model: "PreTrainedModel", lora: dict[str, Any], task: str, is_quantize
         raise HfkitError(f"lora: {error}") from None
 
 
-def merge(adapter: Path, output: Path, task: str, quantization: dict[str, Any] | None, ids: torch.Tensor) -> float:
+def merge(
+    adapter: Path, output: Path, has_classes: bool, quantization: dict[str, Any] | None, ids: torch.Tensor
+) -> float:
     """Write the base with the adapter's weights added, in 16 or 32 bit, and measure what that changed.
 
     The base is loaded afresh: of a quantized one the dequantized weights take the adapter, for merging into 4-bit
@@ -70,16 +72,16 @@ def merge(adapter: Path, output: Path, task: str, quantization: dict[str, Any] |
             difference of a tenth of what the adapter changes, or of `ROUNDING` of the logits themselves.
     """
     ids = ids[:, :DRIFT_TOKENS]
-    adapted = load_model(str(adapter), task, quantization=quantization)
+    adapted = load_model(str(adapter), has_classes, quantization=quantization)
     is_quantized = getattr(adapted.config, "quantization_config", None) is not None
     dtype = str(adapted.dtype).removeprefix("torch.")
     expected = _logits(adapted, ids)
     with adapted.disable_adapter():
         base = _logits(adapted, ids)
     del adapted
-    fresh = load_model(str(adapter), task, quantization=quantization, dequantize=True)
+    fresh = load_model(str(adapter), has_classes, quantization=quantization, dequantize=True)
     merged(fresh).save_pretrained(output)
-    found = _logits(load_model(str(output), task), ids)
+    found = _logits(load_model(str(output), has_classes), ids)
     effect, difference, size = (_rms(each) for each in (expected - base, found - expected, expected))
     drift = difference / max(effect, 1e-12)
     rounding = ROUNDING["quantized" if is_quantized else dtype]

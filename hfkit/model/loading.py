@@ -122,18 +122,18 @@ def new_config(fields: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", seq
     return HfkitConfig(**{**defaults, **fields, **special})
 
 
-def auto_class_of(config: "PretrainedConfig", task: str) -> Any:
-    """The class that opens a model of this configuration for a task."""
+def auto_class_of(config: "PretrainedConfig", has_classes: bool) -> Any:
+    """The class that opens a model of this configuration, with a head of classes or one that generates."""
     import transformers
 
-    if task == "classify":
+    if has_classes:
         return transformers.AutoModelForSequenceClassification
     return transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
 
 
 def load_model(
     place: str,
-    task: str = "generate",
+    has_classes: bool = False,
     *,
     labels: list[str] | None = None,
     is_multi_label: bool = False,
@@ -148,7 +148,7 @@ def load_model(
     Each token that was added to its tokenizer has an embedding (`hfkit.model.vocabulary.grow`).
 
     Args:
-        task: `classify` gives a model with a head of classes, anything else one that generates.
+        has_classes: whether the model has a head of classes, or one that generates.
         labels: the names of the classes, for a head that is made anew. By default the model's own.
         is_multi_label: whether that head gives each class a probability of its own.
         dtype: of the weights. Trainable models need float32: `auto` takes what the file has.
@@ -164,8 +164,8 @@ def load_model(
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
-    auto_class = auto_class_of(config, task)
-    if task == "classify":
+    auto_class = auto_class_of(config, has_classes)
+    if has_classes:
         if labels is not None:
             kind = "multi" if is_multi_label else "single"
             options["problem_type"] = f"{kind}_label_classification"
@@ -187,7 +187,7 @@ def load_model(
     except Exception as error:
         raise HfkitError(f"{base}: the model cannot be loaded: {reason(error)}") from None
     missing, left_over = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
-    if task == "classify":  # its head may be new, and that of another task is not needed
+    if has_classes:  # its head may be new, and that of another task is not needed
         new = [key for key in missing if not _is_of_base(key, model)]
         missing = [key for key in missing if key not in new]
         left_over = [key for key in left_over if _is_of_base(key, model)]
@@ -203,11 +203,12 @@ def load_model(
     return _with_adapter(model, place) if is_adapter(place) else model
 
 
-def open_model(place: str, task: str = "generate", trust_remote_code: bool = False) -> Any:
+def open_model(place: str, has_classes: bool = False, trust_remote_code: bool = False) -> "PreTrainedModel":
     """The model at `place` to be asked and not trained: as it was made, on the device, in its evaluation mode."""
     import torch
 
-    model: Any = load_model(place, task, quantization=base_quantization(place), trust_remote_code=trust_remote_code)
+    quantization = base_quantization(place)
+    model: Any = load_model(place, has_classes, quantization=quantization, trust_remote_code=trust_remote_code)
     if getattr(model.config, "quantization_config", None) is None:
         model.to(torch.accelerator.current_accelerator() or "cpu")
     return model.eval()

@@ -75,7 +75,7 @@ def answering(
     of: str = "training",
 ) -> list[Reading | Writing]:
     """The texts that a model writes for the first rows of a task."""
-    if texts is None or recipe.task in ("text", "classify"):
+    if texts is None or not recipe.as_task().has_answers:
         return []
     most = recipe.generation.get("max_new_tokens", min(NEW_TOKENS, window // 2))
     prompt, new = of_rows.answers(recipe, texts, model.tokens, window, most)
@@ -86,13 +86,13 @@ def scoring(recipe: Any, model: Model, texts: Texts) -> tuple[Reading | Writing,
     """What scoring a model on rows does, as the recipe of an evaluation asks for it."""
     window, split = window_of(model), recipe.split
     count = min(texts.rows[split], recipe.limit or texts.rows[split])
-    if recipe.task == "text":
+    if recipe.as_task().is_text:
         rows, lengths = of_rows.windows(texts, model.tokens, split, recipe.limit, window)
         return (Reading("scoring", model, rows, lengths, recipe.batch_size),)
     found: list[Any] = []
-    if made_of("texts", recipe.chosen):
+    if made_of("texts", recipe.scoring().metrics):
         found += answering("answering", recipe, model, texts, count, window, recipe.batch_size)
-    if recipe.task == "classify" or made_of("likelihood", recipe.chosen):
+    if recipe.as_task().has_classes or made_of("likelihood", recipe.scoring().metrics):
         _, lengths = of_rows.examples(recipe, texts, model.tokens, window, is_packed=False)[split]
         found.append(Reading("scoring", model, count, lengths, recipe.batch_size))
     return tuple(found)
@@ -105,7 +105,7 @@ def measuring(recipe: Any, models: dict[str, Model], texts: Texts) -> list[Measu
 
 def training_rows(recipe: Any, texts: Texts | None, tokens: Tokens | None, is_packed: bool, packing: str) -> Rows:
     """The rows of a training by its task."""
-    if recipe.task == "text":
+    if recipe.as_task().is_text:
         return of_rows.packed(texts, tokens, recipe.sequence_length, packing)
     return of_rows.examples(recipe, texts, tokens, recipe.sequence_length, is_packed)
 
@@ -125,7 +125,7 @@ def making_rows(recipe: Any, texts: Texts | None, tokens: Tokens | None, packing
         recipe.label,
         recipe.sequence_length,
     )
-    if recipe.task == "text":
+    if recipe.as_task().is_text:
         asked = (recipe.sequence_length, packing)
     return of_rows.tokenizing(texts, tokens, cache_of(recipe), *asked)
 

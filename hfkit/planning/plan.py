@@ -248,7 +248,7 @@ def _of_energy(kwh: float, co2: float, dollars: float) -> list[str]:
 
 def _print_details(each: _Planned) -> None:
     node, estimate = each.node, each.estimate
-    lines: dict[str, Any] = dict(_planner(node).describe(node.recipe, node.places()))
+    lines: dict[str, Any] = dict(_planner(node).describe(node.recipe, node.resolved()))
     about = "" if each.work.is_exact else "about "
     if estimate.steps:
         share = "all trained" if estimate.trained == estimate.parameters else f"{estimate.trained:,} trained"

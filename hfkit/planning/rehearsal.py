@@ -278,7 +278,7 @@ def _opened(key: str, device: str, model: Model) -> Any:
         with tempfile.TemporaryDirectory() as folder:
             made.save_pretrained(folder)
             told = {name: model.quantization[name] for name in BITSANDBYTES if name in model.quantization}
-            return load_model(folder, shapes.task_of(model), dtype=torch.bfloat16, quantization=told).eval()
+            return load_model(folder, bool(model.classes), dtype=torch.bfloat16, quantization=told).eval()
     return made.to(device).eval()
 
 

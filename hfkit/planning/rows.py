@@ -10,7 +10,6 @@ from typing import Any
 from hfkit.data.corpus import SPLITS
 from hfkit.data.rows import packing
 from hfkit.data.rows.examples import best_fit
-from hfkit.data.tasks import encode, prompt_ids, reference
 from hfkit.errors import HfkitError
 from hfkit.planning.work import Chore, Lengths, Texts, Tokens
 
@@ -65,8 +64,8 @@ def answers(recipe: Any, texts: Texts, tokens: Tokens | None, window: int, new_t
         return window // 2, new_tokens
     rows = texts.sample[:100]
     try:
-        prompts = [len(prompt_ids(recipe, row, tokens.tokenizer, window - new_tokens)[0]) for row in rows]
-        told = [len(tokens.tokenizer(reference(recipe, row)[0])["input_ids"]) + 1 for row in rows]
+        prompts = [len(recipe.as_task().prompt_ids(row, tokens.tokenizer, window - new_tokens)[0]) for row in rows]
+        told = [len(tokens.tokenizer(recipe.as_task().references(row)[0])["input_ids"]) + 1 for row in rows]
     except (HfkitError, KeyError):
         return window // 2, new_tokens
     return round(statistics.fmean(prompts)), round(statistics.fmean(min(each, new_tokens) for each in told))
@@ -116,7 +115,9 @@ def _encoded(recipe: Any, texts: Texts, tokens: Tokens | None, length: int) -> t
     """Of examples the lengths, and how many of their tokens are learned on average."""
     if tokens is not None and tokens.tokenizer is not None:
         try:
-            found = [each for row in texts.sample[:200] for each in encode(recipe, row, tokens.tokenizer, length)]
+            found = [
+                each for row in texts.sample[:200] for each in recipe.as_task().encode(row, tokens.tokenizer, length)
+            ]
             kept = [each for each in found if each is not None]
         except (HfkitError, KeyError):
             kept = []

@@ -47,21 +47,17 @@ class Shape:
     training_flops: float
 
 
-def task_of(model: Model) -> str:
-    return "classify" if model.classes else "generate"
-
-
 def build(model: Model, attn_implementation: str = "sdpa") -> Any:
     """A model with random weights, on whatever device is the default; with its adapter, but not quantized."""
     config = copy.deepcopy(model.config)
     if model.classes:
         config.num_labels = model.classes
     attention = "sdpa" if attn_implementation in KEPT_BY_KERNELS else attn_implementation
-    kind = auto_class_of(config, task_of(model))
+    kind = auto_class_of(config, bool(model.classes))
     made: Any = kind.from_config(config, attn_implementation=attention, dtype=torch.float32)
     if made.config.pad_token_id is None:
         made.config.pad_token_id = 0
-    return made if model.lora is None else adapt(made, model.lora, task_of(model), is_quantized=False)
+    return made if model.lora is None else adapt(made, model.lora, bool(model.classes), is_quantized=False)
 
 
 def shape_of(model: Model, length: int) -> Shape:

@@ -63,15 +63,31 @@ class Push(RecipePart):
         return repo
 
 
-def is_there(place: str, planned: StageRecipe | None) -> bool:
-    """Whether an input is a folder to look at: where a recipe makes it, a finished one, by the recipe as it is now."""
-    if planned is None:
-        return Path(place).is_dir()
-    made = manifest.read_json(Path(place))
-    if made is None:
-        return False
-    now = json.loads(planned.model_dump_json(exclude={"push"}))
-    return all(made["recipe"][key] == now[key] for key in made["recipe"].keys() & now.keys())
+@dataclasses.dataclass(frozen=True)
+class ResolvedInput:
+    """An input of a recipe.
+
+    Attributes:
+        path: of a folder, or an id on the Hub.
+        recipe: what makes the folder, if a recipe does.
+    """
+
+    path: str
+    recipe: StageRecipe | None = None
+
+    @property
+    def exists(self) -> bool:
+        """Whether it is a folder to look at: where a recipe makes it, a finished one, by the recipe as it is now."""
+        if self.recipe is None:
+            return Path(self.path).is_dir()
+        made = manifest.read_json(Path(self.path))
+        if made is None:
+            return False
+        now = json.loads(self.recipe.model_dump_json(exclude={"push"}))
+        return all(made["recipe"][key] == now[key] for key in made["recipe"].keys() & now.keys())
+
+
+ResolvedInputs = dict[str, ResolvedInput]  # by the keys of a recipe, those of a list as `models.0`, `models.1` ...
 
 
 AnyRecipe = TypeVar("AnyRecipe", bound=StageRecipe)

@@ -9,6 +9,7 @@ import yaml
 from hfkit.artifacts import lineage
 from hfkit.artifacts.kinds import KINDS
 from hfkit.artifacts.manifest import is_adapter, read_json, write_file
+from hfkit.data.tasks import task_in
 from hfkit.reports.markdown import cell, fenced, number, table
 from hfkit.reports.metadata import Score, metadata, scores_of
 from hfkit.reports.snippets import snippet
@@ -195,7 +196,7 @@ def _limits(content: dict[str, Any]) -> list[str]:
     lines = [
         "It only knows its training data and can state falsehoods confidently. Test it on your own text before use."
     ]
-    if recipe.get("task") == "classify":
+    if task_in(recipe).has_classes:
         lines = ["It chooses one of its classes for any text, also one that belongs to none of them."]
         if "exact_match" in metrics:  # of lists of classes
             lines = ["It names the classes whose probability reaches a threshold of `config.json`, if any does."]

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from hfkit.artifacts.kinds import KINDS
 from hfkit.artifacts.lineage import pushed_to
 from hfkit.artifacts.manifest import is_adapter, read_json
+from hfkit.data.tasks import task_in
 from hfkit.metrics.catalogue import on_hub
 
 RELATIONS = {"quantize": "quantized", "finetune": "finetune", "prune": "finetune"}  # to `base_model`
@@ -49,7 +50,7 @@ def metadata(folder: Path, content: dict[str, Any]) -> str:
     if content["makes"] != "model":
         return ModelCardData(library_name=KINDS[content["makes"]].library, tags=tags).to_yaml()
     config = read_json(folder, "config.json") or {}
-    kind = "text-classification" if content["recipe"].get("task") == "classify" else "text-generation"
+    kind = "text-classification" if task_in(content["recipe"]).has_classes else "text-generation"
     base = next((content["inputs"][key] for key in ("model", "student") if key in content["inputs"]), None)
     base_id = hub_id(base) if base else None
     data = content["inputs"].get("data")

@@ -7,6 +7,7 @@ from typing import Any
 from hfkit.artifacts.kinds import KINDS
 from hfkit.artifacts.manifest import ADAPTER, is_adapter, read_json
 from hfkit.data import corpus
+from hfkit.data.tasks import task_in
 
 WORDS = 4  # of a text to go on with
 
@@ -24,14 +25,14 @@ def snippet(folder: Path, content: dict[str, Any], place: str) -> str:
         file = f"{place}/{'report' if content['stage'] == 'compare' else 'metrics'}.json"
         return template.format(name=name, text=text, columns=columns, file=file)
     config = read_json(folder, "config.json") or {}
-    if content["recipe"].get("task") == "classify":
+    if task_in(content["recipe"]).has_classes:
         if is_adapter(folder):
             return _adapted_classifier(folder, name, text)
         opened = f'from transformers import pipeline\n\nclassify = pipeline("text-classification", {name}, '
         return f"{opened}trust_remote_code=True)\n{_classified(config, text)}"
     if config.get("is_encoder_decoder"):
         return _sequence_to_sequence(name, text)
-    is_chat = content["recipe"].get("task") == "chat"
+    is_chat = task_in(content["recipe"]).is_chat
     asked = f'[{{"role": "user", "content": {text}}}]' if is_chat else text
     answer = '["generated_text"][-1]["content"]' if is_chat else '["generated_text"]'
     if is_chat and is_adapter(folder):  # transformers takes the generation_config of its base

@@ -34,7 +34,7 @@ def summary(metrics: dict[str, Any], samples: list[tuple[str, str]], folder: Pat
 
 def task_summary(metrics: dict[str, Any], folder: Path) -> str:
     """The result of a fine-tuning for a person."""
-    shown = dict.fromkeys([*scores_of_training("generate"), *scores_of_training("classify", None)])
+    shown = dict.fromkeys([*scores_of_training(("texts", "likelihood")), *scores_of_training(("classes",), None)])
     lines = ["", "  test", *(f"    {name:<12} {metrics[name]:10.4g}" for name in shown if name in metrics), ""]
     lines += speed_lines(metrics)
     return "\n".join([*lines, f"  {metrics['size_bytes'] / 1e6:,.1f} MB; everything is in {folder}/"])

@@ -9,7 +9,7 @@ import pydantic
 from hfkit.errors import refuse
 from hfkit.evaluation.settings import ScoredRecipe
 from hfkit.recipe import limits
-from hfkit.recipe.fields import Input, StageRecipe
+from hfkit.recipe.fields import Input, ResolvedInputs
 from hfkit.recipe.limits import Accept
 from hfkit.runtime.distributed import say
 
@@ -32,45 +32,46 @@ class Recipe(ScoredRecipe):
     accept: Accept = {}
 
 
-def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> Iterator[tuple[str, str]]:
+def check(recipe: Recipe, inputs: ResolvedInputs) -> Iterator[tuple[str, str]]:
     """What can be known before a model is loaded."""
     from hfkit.evaluation import checks
 
-    models = _models(places)
-    folders = [Path(place).resolve() for place in models.values()]  # of an id on the Hub it is none, but as good
-    for index, (key, place) in enumerate(models.items()):
+    scoring, models = recipe.scoring(), _models(inputs)
+    folders = [Path(model.path).resolve() for model in models.values()]  # of an id on the Hub it is none, but as good
+    for index, (key, model) in enumerate(models.items()):
         if folders[index] in folders[:index]:
-            yield key, f"{place}: is named twice; delete one"
-    yield from checks.of_quality(recipe)
-    problems = list(checks.of_scoring(recipe, places, recipes, models))
+            yield key, f"{model.path}: is named twice; delete one"
+    yield from checks.of_quality(scoring)
+    problems = list(checks.of_scoring(scoring, inputs["data"], models))
     yield from problems
-    known = checks.measured(recipe, places, recipes)
+    known = checks.measured(scoring, inputs["data"])
     yield from limits.problems(recipe.accept, known, known, "the first model")
     if (asked := _key_of_perplexity(recipe)) and not problems:
-        yield from checks.of_tokens(models, recipes, asked)
+        yield from checks.of_tokens(models, asked)
 
 
-def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
+def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> dict[str, Any]:
     from hfkit.artifacts import manifest
     from hfkit.data import corpus
     from hfkit.evaluation import checks, comparison
     from hfkit.reports import comparison as report
 
     # Everything that can be wrong with what is there now, before a model is loaded
-    rows = corpus.read_split(places["data"], recipe.split, recipe.limit)
-    checks.refuse(recipe, rows, _models(places))
+    scoring, models = recipe.scoring(), _models(inputs)
+    rows = corpus.read_split(inputs["data"].path, recipe.split, recipe.limit)
+    checks.refuse(scoring, rows, {key: model.path for key, model in models.items()})
     if asked := _key_of_perplexity(recipe):
-        refuse(checks.of_tokens(_models(places), {}, asked))
+        refuse(checks.of_tokens(models, asked))
 
     # The models, one after the other
-    found = comparison.compared(recipe, rows, names(places), recipe.prompts)
+    found = comparison.compared(scoring, rows, names(inputs), recipe.prompts)
     base = found["models"][0]
     judged = [
         each for row in found["models"][1:] for each in limits.judged(recipe.accept, row, base, name=row["name"])
     ]
 
     # The report
-    title = f"{len(found['models'])} models, {recipe.split} split of {places['data']}"
+    title = f"{len(found['models'])} models, {recipe.split} split of {inputs['data'].path}"
     manifest.write_json(output / "report.json", found)
     (output / "report.md").write_text(report.markdown(found, title), encoding="utf-8")
     (output / "report.html").write_text(report.page(found, title), encoding="utf-8")
@@ -86,14 +87,14 @@ def _key_of_perplexity(recipe: Recipe) -> str | None:
     return "accept.perplexity" if "perplexity" in recipe.accept else None
 
 
-def _models(places: dict[str, str]) -> dict[str, str]:
-    return {key: place for key, place in places.items() if key.startswith("models.")}
+def _models(inputs: ResolvedInputs) -> ResolvedInputs:
+    return {key: model for key, model in inputs.items() if key.startswith("models.")}
 
 
-def names(places: dict[str, str]) -> dict[str, str]:
+def names(inputs: ResolvedInputs) -> dict[str, str]:
     """The models by names that tell them apart: the last part of the place, where that is enough."""
-    found = list(_models(places).values())
-    return dict(zip(distinct(found), found, strict=True))
+    places = [model.path for model in _models(inputs).values()]
+    return dict(zip(distinct(places), places, strict=True))
 
 
 def distinct(places: list[str]) -> list[str]:

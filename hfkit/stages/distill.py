@@ -1,21 +1,29 @@
 """Distil a teacher into a smaller student, and tell what that was worth."""
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import pydantic
 
-from hfkit.data.tasks import TaskRecipe
+from hfkit.data.tasks import about_tasks
+from hfkit.data.tasks.keys import DistilledTask, TaskRecipe
 from hfkit.data.tokenizer import load_tokenizer
-from hfkit.distillation.settings import FromTeacher, Loss, Targets
+from hfkit.distillation.settings import Distillation, FromTeacher, Loss, Targets
 from hfkit.metrics.catalogue import scores_of_training
 from hfkit.recipe import limits
-from hfkit.recipe.fields import Input, Push, Section, StageRecipe
+from hfkit.recipe.fields import Input, Push, ResolvedInputs, Section
 from hfkit.recipe.limits import Accept
 from hfkit.runtime.distributed import on_main, say
 from hfkit.training.settings import TRAIN, AnyOptimizer, BadSteps, Optimizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from hfkit.distillation.data import TrainingData
+    from hfkit.training.task_metrics import TaskMetrics
 
 _FROM_TOKENIZER = "it is the tokenizer's"
 
@@ -42,9 +50,7 @@ class Recipe(TaskRecipe):
         None, description="Of the student. By default its own, or the teacher's for a new student."
     )
     data: Annotated[str, Input("data set")]
-    task: Literal["text", "generate", "chat"] = pydantic.Field(
-        "text", description="text: whole documents. generate: completions after prompts. chat: the assistant's turns."
-    )
+    task: DistilledTask = pydantic.Field("text", description=about_tasks("distill"))
     sequence_length: int = pydantic.Field(512, ge=8, description="Tokens in a row of the batch.")
     packing: Literal["documents", "concatenate"] = pydantic.Field(
         "documents", description="Of `task: text`, as in pretrain. Examples of a task never see one another."
@@ -73,19 +79,25 @@ class Recipe(TaskRecipe):
     push: Push | None = None
     train: Annotated[dict[str, Any], TRAIN]
 
+    def settings(self) -> Distillation:
+        """Return what student and teacher are told."""
+        names = {field.name for field in dataclasses.fields(Distillation)} - {"task"}
+        return Distillation(task=self.as_task(), **{name: getattr(self, name) for name in names})
 
-def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> Iterator[tuple[str, str]]:
+
+def check(recipe: Recipe, inputs: ResolvedInputs) -> Iterator[tuple[str, str]]:
     """What can be known before a model is loaded or a row is tokenized."""
     from hfkit.distillation import checks
 
-    yield from limits.check_best(recipe.train, scores_of_training(recipe.task))
-    yield from checks.problems(recipe, places, recipes)
-    of_both = [*scores_of_training(recipe.task), *limits.COSTS]
+    scores = scores_of_training(recipe.as_task().measured_by)
+    yield from limits.check_best(recipe.train, scores)
+    yield from checks.problems(recipe.settings(), inputs)
+    of_both = [*scores, *limits.COSTS]
     of_student = [*of_both, "retention", *(["gap_closed"] if recipe.baseline else [])]
     yield from limits.problems(recipe.accept, of_student, of_both, "the teacher")
 
 
-def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
+def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> dict[str, Any]:
     from transformers import set_seed
     from transformers.utils import logging
 
@@ -100,49 +112,60 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     from hfkit.training.task_metrics import TaskMetrics
     from hfkit.training.trainer import training_arguments
 
+    settings, task = recipe.settings(), recipe.as_task()
+
     # Data
     logging.disable_progress_bar()  # of writing a few files
     checkpoint = newest_checkpoint(output)
-    tokenizer = load_tokenizer(checks.tokenizer_place(places), chat_template=recipe.chat_template)
-    width = checks.shared_width(recipe, places)
+    tokenizer = load_tokenizer(checks.tokenizer_path(inputs), chat_template=recipe.chat_template)
+    width = checks.shared_width(settings, inputs)
     args = training_arguments(recipe.train, output)
-    teacher = functools.cache(lambda: load_teacher(recipe, places["teacher"], args.device))
-    data = training_data(recipe, places, tokenizer, teacher, width, output.parent / ".cache")
+    data_path, teacher_path = inputs["data"].path, inputs["teacher"].path
+    teacher = functools.cache(lambda: load_teacher(settings, teacher_path, args.device))
+    data = training_data(settings, data_path, teacher_path, tokenizer, teacher, width, output.parent / ".cache")
     say(data.shown)
 
     # Student
-    def student() -> Any:
+    def student() -> "PreTrainedModel":
         set_seed(args.seed)
-        model = make_student(recipe, places, tokenizer, teacher)
-        set_generation_ids(model, tokenizer, recipe.task == "chat")
+        model = make_student(settings, inputs, tokenizer, teacher)
+        set_generation_ids(model, tokenizer, task.is_chat)
         return model
 
     # Training
-    task_metrics = TaskMetrics(recipe, places["data"], tokenizer, args.per_device_train_batch_size)
+    batch_size, length = args.per_device_train_batch_size, recipe.sequence_length
+    asked = (batch_size, recipe.generation, length, recipe.evaluation_rows)
+    task_metrics = TaskMetrics(task, data_path, tokenizer, *asked)
     model = student()
-    checks.warn_of_small_teacher(recipe, places["teacher"], model)
-    trainer = settled_trainer(recipe, model, data, task_metrics, output, teacher, width)
-    metrics = fit(trainer, output, checkpoint, data.tokens_a_row, recipe.sequence_length)
+    checks.warn_of_small_teacher(teacher_path, model, recipe.trust_remote_code)
+    trainer = settled_trainer(settings, model, data, task_metrics, output, teacher, width)
+    metrics = fit(trainer, output, checkpoint, data.tokens_a_row, length)
     found = {"student": report.scores(trainer, data, task_metrics)}
     metrics["size_bytes"] = save(trainer, tokenizer, output)
 
     # Its teacher, and the same student without one
-    found["teacher"] = report.teacher_scores(trainer, teacher, data, task_metrics, places["teacher"], output)
+    found["teacher"] = report.teacher_scores(
+        trainer, teacher, data, task_metrics, recipe.packing, teacher_path, output
+    )
     if recipe.baseline:
         say("\n  The same student with cross-entropy alone, on the same tokens")
-        found["alone"] = _alone(recipe, student(), data, task_metrics, output)
+        found["alone"] = _alone(settings, student(), data, task_metrics, output)
     metrics |= report.compared(found) | data.facts
     on_main("close", lambda: report.close(output, found["teacher"]))
     say(report.summary(metrics, found, output))
     if recipe.accept:
         from hfkit.evaluation.measuring import judge
+        from hfkit.evaluation.settings import Scoring
 
-        models = {"data": places["data"], "model": places["teacher"]}
-        metrics["accept"] = on_main("accept", lambda: judge(recipe, metrics, found["teacher"], models, output))
+        scoring = Scoring(task, trust_remote_code=recipe.trust_remote_code)
+        asked_of = (recipe.accept, metrics, found["teacher"], scoring, data_path, output, teacher_path)
+        metrics["accept"] = on_main("accept", lambda: judge(*asked_of))
     return metrics
 
 
-def _alone(recipe: Recipe, model: Any, data: Any, task_metrics: Any, output: Path) -> dict[str, float]:
+def _alone(
+    settings: Distillation, model: "PreTrainedModel", data: "TrainingData", task_metrics: "TaskMetrics", output: Path
+) -> dict[str, float]:
     """The scores of the student trained without its teacher, in a folder of its own, resumed as any run."""
     from hfkit.artifacts import manifest
     from hfkit.distillation import report
@@ -160,6 +183,6 @@ def _alone(recipe: Recipe, model: Any, data: Any, task_metrics: Any, output: Pat
 
     on_main("resume alone", prepare)
     checkpoint = newest_checkpoint(folder)
-    trainer = settled_trainer(recipe, model, data, task_metrics, folder)
-    fit(trainer, folder, checkpoint, data.tokens_a_row, recipe.sequence_length)
+    trainer = settled_trainer(settings, model, data, task_metrics, folder)
+    fit(trainer, folder, checkpoint, data.tokens_a_row, settings.sequence_length)
     return report.scores(trainer, data, task_metrics)

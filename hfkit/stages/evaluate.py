@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import pydantic
 
 from hfkit.artifacts import manifest
+from hfkit.data.tasks.keys import TaskName
 from hfkit.evaluation.settings import ScoredRecipe
-from hfkit.recipe.fields import Input, StageRecipe
+from hfkit.recipe.fields import Input, ResolvedInputs
 from hfkit.runtime.distributed import on_main, say
 
 if TYPE_CHECKING:
+    from hfkit.data.corpus import Row
     from hfkit.evaluation.outcomes import Outcome
+    from hfkit.evaluation.settings import Scoring
 
 NOT_COMPARED = ("perplexity_difference", "perplexity_difference_low", "perplexity_difference_high", "perplexity_p")
 
@@ -32,7 +35,7 @@ class Recipe(ScoredRecipe):
     against: Annotated[str | None, Input("model")] = pydantic.Field(
         None, description="Another model for the same task: each score is then tested against it, row by row."
     )
-    task: Literal["text", "generate", "chat", "classify"] = pydantic.Field(
+    task: TaskName = pydantic.Field(
         "generate", description="text: whole documents, by their likelihood. The others as in finetune."
     )
     benchmarks: list[str] | None = pydantic.Field(
@@ -46,7 +49,7 @@ class Recipe(ScoredRecipe):
         return {str(folder): manifest.digest_of(manifest.describe_files(folder)) for folder in folders}
 
 
-def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> Iterator[tuple[str, str]]:
+def check(recipe: Recipe, inputs: ResolvedInputs) -> Iterator[tuple[str, str]]:
     """What can be known before a model is loaded."""
     from hfkit.evaluation import checks, harness
 
@@ -54,14 +57,15 @@ def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe
         yield "data", "is missing; name the rows to evaluate on, or `benchmarks:`"
     if recipe.data is None and recipe.metrics is not None:
         yield "metrics", "have no rows to be taken on; name `data:`, or delete the key"
-    if recipe.benchmarks is not None and recipe.task == "classify":
+    scoring = recipe.scoring()
+    if recipe.benchmarks is not None and scoring.task.has_classes:
         yield "benchmarks", "are answered in words, which a classifier has not; evaluate it on `data:` alone"
     elif recipe.benchmarks is not None:
         yield from harness.problems(recipe.benchmarks)
-    yield from checks.of_scoring(recipe, places, recipes, _models(places))
+    yield from checks.of_scoring(scoring, inputs.get("data"), _models(inputs))
 
 
-def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
+def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> dict[str, Any]:
     from transformers.utils import logging
 
     from hfkit.data import corpus
@@ -71,62 +75,62 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
 
     # Everything that can be wrong with what is there now, before a model is loaded
     logging.disable_progress_bar()
-    rows = corpus.read_split(places["data"], recipe.split, recipe.limit) if "data" in places else []
-    models = _models(places)
-    checks.refuse(recipe, rows, models)
-    inputs = {key: inputs_of(recipe, rows, place) for key, place in models.items()}
+    scoring, models = recipe.scoring(), {key: model.path for key, model in _models(inputs).items()}
+    rows = corpus.read_split(inputs["data"].path, recipe.split, recipe.limit) if "data" in inputs else []
+    checks.refuse(scoring, rows, models)
+    prompts = {key: inputs_of(scoring, rows, place) for key, place in models.items()}
 
     # What the models make of it
     found, benchmarks = {}, {}
     for key, place in models.items():
-        window, cut = inputs[key].window, inputs[key].cut
+        window, cut = prompts[key].window, prompts[key].cut
         say(f"  {place}, a window of {window:,} tokens" + (f", {cut:,} prompts cut" if cut else ""))
-        model = open_model(place, recipe.task, recipe.trust_remote_code)
-        found[key] = outcomes.outcome_of(recipe, model, inputs[key])
+        model = open_model(place, scoring.task.has_classes, recipe.trust_remote_code)
+        found[key] = outcomes.outcome_of(scoring, model, prompts[key])
         if recipe.benchmarks is not None:
-            of_model, tokenizer = model, inputs[key].tokenizer
-            benchmarks[key] = on_main("benchmarks", lambda: harness.run(recipe, of_model, tokenizer, window))  # noqa: B023
+            asked = (recipe.benchmarks, scoring, model, prompts[key].tokenizer, window)
+            benchmarks[key] = on_main("benchmarks", lambda: harness.run(*asked))  # noqa: B023
 
     # What that is worth
-    return on_main("scores", lambda: _scores(recipe, rows, found, benchmarks, output))
+    return on_main("scores", lambda: _scores(scoring, rows, found, benchmarks, output))
 
 
-def _models(places: dict[str, str]) -> dict[str, str]:
-    return {key: place for key, place in places.items() if key != "data"}
+def _models(inputs: ResolvedInputs) -> ResolvedInputs:
+    return {key: model for key, model in inputs.items() if key != "data"}
 
 
 def _scores(
-    recipe: Recipe,
-    rows: list[dict[str, Any]],
+    scoring: "Scoring",
+    rows: "list[Row]",
     found: dict[str, "Outcome"],
     benchmarks: dict[str, dict[str, Any]],
     output: Path,
 ) -> dict[str, Any]:
     """Scores, intervals and tests. They go to the screen, and the answers with theirs to a file."""
     from hfkit.evaluation import harness, outcomes
-    from hfkit.metrics import scoring
+    from hfkit.metrics.scoring import per_class, row_scores, scores, write_predictions
     from hfkit.reports import evaluation
 
     outcome, of_benchmarks = found["model"], benchmarks.get("model", {})
-    statistics = outcomes.statistics_of(recipe, rows, list(found.values()))
-    references = outcomes.references_of(recipe, rows) if outcome.texts else []
+    statistics = outcomes.statistics_of(scoring, rows, list(found.values()))
+    references = list(map(scoring.task.references, rows)) if outcome.texts else []
     results: dict[str, Any] = {"rows": len(rows), "cut": outcome.inputs.cut, "window": outcome.inputs.window}
-    results |= scoring.scores(*statistics)
+    results |= scores(*statistics)
     if not outcomes.same_tokens(list(found.values())):
         say("  perplexity is per token, and the models have other tokens: it is not compared, bits_per_byte is")
         results = {name: value for name, value in results.items() if name not in NOT_COMPARED}
-    if "f1" in recipe.chosen:
-        results |= scoring.per_class(outcome.texts, references)
+    if "f1" in scoring.metrics:
+        results |= per_class(outcome.texts, references)
     results |= harness.scores(of_benchmarks, benchmarks.get("against", {}))
     results["signatures"] = [each.signature for each in statistics[0].values()] + of_benchmarks.get("signatures", [])
 
     predictions = [
         {"prompt": prompt, "prediction": text, "references": several, "scores": values}
         for prompt, text, several, values in zip(
-            outcome.prompts, outcome.texts, references, scoring.row_scores(statistics[0], len(references)), strict=True
+            outcome.prompts, outcome.texts, references, row_scores(statistics[0], len(references)), strict=True
         )
     ]
     if predictions:
-        scoring.write_predictions(output / "predictions.jsonl", predictions)
+        write_predictions(output / "predictions.jsonl", predictions)
     say(evaluation.screen(results, predictions))
     return results

@@ -9,18 +9,14 @@ import pydantic
 
 from hfkit.data import corpus
 from hfkit.data.chat import set_generation_ids
-from hfkit.data.tasks import (
-    TaskRecipe,
-    check_chats,
-    check_data,
-    check_room,
-    is_multi_label,
-)
+from hfkit.data.tasks import about_tasks
+from hfkit.data.tasks.checks import check_data, is_multi_label
+from hfkit.data.tasks.keys import FinetunedTask, TaskRecipe
 from hfkit.data.tokenizer import load_tokenizer
 from hfkit.errors import HfkitError
 from hfkit.metrics.catalogue import scores_of_training
 from hfkit.recipe import limits
-from hfkit.recipe.fields import Input, Push, Section, StageRecipe, is_there
+from hfkit.recipe.fields import Input, Push, ResolvedInputs, Section
 from hfkit.recipe.limits import Accept
 from hfkit.runtime.distributed import on_main, say
 from hfkit.training.settings import TRAIN, AnyOptimizer, BadSteps, Optimizer
@@ -37,9 +33,7 @@ class Recipe(TaskRecipe):
     stage: Literal["finetune"]
     model: Annotated[str, Input("model")]
     data: Annotated[str, Input("data set")]
-    task: Literal["generate", "chat", "classify"] = pydantic.Field(
-        description="generate: a completion after a prompt. chat: the assistant's turns. classify: a label for a text."
-    )
+    task: FinetunedTask = pydantic.Field(description=about_tasks("finetune"))
     sequence_length: int = pydantic.Field(512, ge=8, description="Most tokens of an example, and tokens of a row.")
     packing: bool = pydantic.Field(
         True, description="Fill each row with several examples, none of which attends to another. Not for classes."
@@ -63,7 +57,7 @@ class Recipe(TaskRecipe):
 
     @property
     def tokenizer_use(self) -> Literal["train", "classify"]:
-        return "classify" if self.task == "classify" else "train"
+        return "classify" if self.as_task().has_classes else "train"
 
     @pydantic.model_validator(mode="after")
     def _keys_that_fit(self) -> "Recipe":
@@ -73,49 +67,50 @@ class Recipe(TaskRecipe):
             )
         if self.lora is None and self.merge:
             raise ValueError("merge=true: without `lora:` there is no adapter to merge; delete one of them")
-        if self.task == "classify" and self.optimizer.name == "muon":
+        if self.as_task().has_classes and self.optimizer.name == "muon":
             raise ValueError("optimizer=muon: classes are learned with adamw; delete the key")
         return self
 
 
-def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> Iterator[tuple[str, str]]:
+def check(recipe: Recipe, inputs: ResolvedInputs) -> Iterator[tuple[str, str]]:
     """What can be known before a weight is loaded or a row is tokenized."""
     from hfkit.model.adapters import refuse_adapter
 
-    problems = list(check_data(recipe, places["data"], recipes.get("data")))
+    task, data, base = recipe.as_task(), inputs["data"], inputs["model"]
+    problems = list(check_data(task, data))
     yield from problems
-    of_training = scores_of_training(recipe.task, is_multi_label(recipe, places["data"], recipes.get("data")))
+    of_training = scores_of_training(task.measured_by, is_multi_label(task, data))
     yield from limits.check_best(recipe.train, of_training)
-    of_base = limits.COSTS if recipe.task == "classify" else (*of_training, *limits.COSTS)  # it has no classes yet
+    of_base = limits.COSTS if task.has_classes else (*of_training, *limits.COSTS)  # it has no classes yet
     yield from limits.problems(recipe.accept, [*of_training, *limits.COSTS], of_base, "the model before")
-    if problem := refuse_adapter(places["model"]):
+    if problem := refuse_adapter(inputs["model"].path):
         yield "model", problem
         return
-    tokenizer, longest = None, getattr(recipes.get("model"), "sequence_length", None)
-    if is_there(places["model"], recipes.get("model")):
+    tokenizer, longest = None, getattr(inputs["model"].recipe, "sequence_length", None)
+    if base.exists:
         from hfkit.model.loading import load_config
         from hfkit.model.vocabulary import ids_of
 
         try:
-            tokenizer = load_tokenizer(places["model"], recipe.tokenizer_use, recipe.chat_template)
-            config = load_config(places["model"], recipe.trust_remote_code)
-            ids_of(tokenizer, config.get_text_config().vocab_size, places["model"])
+            tokenizer = load_tokenizer(inputs["model"].path, recipe.tokenizer_use, recipe.chat_template)
+            config = load_config(inputs["model"].path, recipe.trust_remote_code)
+            ids_of(tokenizer, config.get_text_config().vocab_size, inputs["model"].path)
         except HfkitError as error:
             yield "model", str(error)
             return
         if recipe.lora is None and getattr(config, "quantization_config", None) is not None:
             rule = "quantized weights cannot be trained; add `lora: {}` to train an adapter"
-            yield "model", f"{places['model']}: {rule}, or name the model that it was made from"
+            yield "model", f"{base.path}: {rule}, or name the model that it was made from"
         longest = getattr(config, "max_position_embeddings", None)  # models with relative positions have none
     if longest is not None and recipe.sequence_length > longest:
         yield "sequence_length", f"must be at most the model's {longest} positions, got {recipe.sequence_length}"
     if not problems:
-        yield from check_room(recipe, tokenizer, recipe.sequence_length, recipe.generation.get("max_new_tokens"))
-        if recipe.task == "chat" and tokenizer is not None and is_there(places["data"], recipes.get("data")):
-            yield from check_chats(recipe, corpus.rows(places["data"], "train"), tokenizer, "the train split")
+        yield from task.room_problems(tokenizer, recipe.sequence_length, recipe.generation.get("max_new_tokens"))
+        if tokenizer is not None and data.exists:
+            yield from task.row_problems(corpus.rows(data.path, "train"), tokenizer, "the train split")
 
 
-def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
+def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> dict[str, Any]:
     from transformers import set_seed
     from transformers.utils import logging
 
@@ -123,28 +118,31 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     from hfkit.reports.training import task_summary
     from hfkit.training import saving
     from hfkit.training.fit import fit, newest_checkpoint
-    from hfkit.training.task_metrics import TaskMetrics, refuse_rows
+    from hfkit.training.task_metrics import TaskMetrics
     from hfkit.training.trainer import training_arguments
+
+    task, data_path, base_path = recipe.as_task(), inputs["data"].path, inputs["model"].path
 
     # Data
     logging.disable_progress_bar()  # of writing a few files
     checkpoint = newest_checkpoint(output)
-    tokenizer = load_tokenizer(places["model"], recipe.tokenizer_use, recipe.chat_template)
+    tokenizer = load_tokenizer(base_path, recipe.tokenizer_use, recipe.chat_template)
+    args = training_arguments(recipe.train, output)
     length, cache = recipe.sequence_length, output.parent / ".cache"
-    on_main("answers", lambda: refuse_rows(recipe, places["data"], tokenizer))
-    folder = on_main("examples", lambda: str(task_examples(places["data"], recipe, tokenizer, length, cache)))
+    asked = (args.per_device_train_batch_size, recipe.generation, length, recipe.evaluation_rows)
+    task_metrics = TaskMetrics(task, data_path, tokenizer, *asked)
+    on_main("answers", task_metrics.refuse_rows)
+    folder = on_main("examples", lambda: str(task_examples(data_path, task, tokenizer, length, cache)))
     splits = {split: Examples(Path(folder), split) for split in corpus.SPLITS}
     counts = splits["train"].counts
     say(counted(counts, length))
     say(show_example(splits["train"][0], tokenizer))
 
     # Model
-    args = training_arguments(recipe.train, output)
     set_seed(args.seed)
-    model = _load(recipe, places["model"], splits["train"], tokenizer)
+    model = _load(recipe, base_path, splits["train"], tokenizer)
 
     # Training
-    task_metrics = TaskMetrics(recipe, places["data"], tokenizer, args.per_device_train_batch_size)
     trainer, test_rows = _trainer(recipe, model, tokenizer, splits, task_metrics, output)
     base = _base_scores(recipe, trainer, test_rows, task_metrics)
     trained = fit(trainer, output, checkpoint, splits["train"].tokens / len(trainer.train_dataset), length)
@@ -153,7 +151,7 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     if splits["train"].is_multi_label:
         trainer.choose_thresholds()
     metrics: dict[str, Any] = saving.evaluate(trainer, trainer.eval_dataset, test_rows) | trained
-    metrics |= task_metrics(model, "test", recipe.evaluation_rows) if recipe.task != "classify" else {}
+    metrics |= task_metrics(model, "test") if task.has_answers else {}
     metrics |= {name: counts[name] for name in ("examples", "cut", "dropped")}
     metrics["size_bytes"] = saving.save(trainer, tokenizer, output)
     if recipe.merge:
@@ -162,8 +160,11 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     say(task_summary(metrics, output))
     if recipe.accept:
         from hfkit.evaluation.measuring import judge
+        from hfkit.evaluation.settings import Scoring
 
-        metrics["accept"] = on_main("accept", lambda: judge(recipe, metrics, base, places, output))
+        scoring = Scoring(task, trust_remote_code=recipe.trust_remote_code)
+        asked_of = (recipe.accept, metrics, base, scoring, data_path, output, base_path)
+        metrics["accept"] = on_main("accept", lambda: judge(*asked_of))
     return metrics
 
 
@@ -176,7 +177,7 @@ def _base_scores(recipe: Recipe, trainer: Any, test_rows: Any, task_metrics: Any
         return {}
     with own_random_numbers(trainer.args.device):
         found = trainer.token_metrics(test_rows, "evaluating the model before")
-        return found | task_metrics(trainer.model, "test", recipe.evaluation_rows)
+        return found | task_metrics(trainer.model, "test")
 
 
 def _load(recipe: Recipe, place: str, examples: Any, tokenizer: Any) -> Any:
@@ -186,9 +187,10 @@ def _load(recipe: Recipe, place: str, examples: Any, tokenizer: Any) -> Any:
     from hfkit.model import adapters
     from hfkit.model.loading import load_model
 
+    has_classes = recipe.as_task().has_classes
     model: Any = load_model(
         place,
-        recipe.task,
+        has_classes,
         labels=examples.labels,
         is_multi_label=examples.is_multi_label,
         dtype=torch.float32,
@@ -196,13 +198,13 @@ def _load(recipe: Recipe, place: str, examples: Any, tokenizer: Any) -> Any:
         attn_implementation=recipe.attn_implementation,
         trust_remote_code=recipe.trust_remote_code,
     )
-    if recipe.task == "classify":
+    if has_classes:
         model.config.pad_token_id = tokenizer.pad_token_id
     else:
-        set_generation_ids(model, tokenizer, recipe.task == "chat")
+        set_generation_ids(model, tokenizer, recipe.as_task().is_chat)
     if recipe.lora is None:
         return model
-    return adapters.adapt(model, recipe.lora, recipe.task, recipe.quantization is not None)
+    return adapters.adapt(model, recipe.lora, has_classes, recipe.quantization is not None)
 
 
 def _trainer(
@@ -217,7 +219,8 @@ def _trainer(
     from hfkit.training.trainer import HfkitTrainer
 
     collate: Any = default_data_collator
-    if recipe.packing and recipe.task != "classify":
+    has_classes = recipe.as_task().has_classes
+    if recipe.packing and not has_classes:
         rows: Any = {
             name: PackedExamples(split, recipe.sequence_length, tokenizer.pad_token_id)
             for name, split in splits.items()
@@ -230,10 +233,10 @@ def _trainer(
     )
     data = {"data_collator": collate, "train_dataset": rows["train"], "eval_dataset": rows["validation"]}
     trainer: Any
-    if recipe.task == "classify":
+    if has_classes:
         trainer = ClassificationTrainer(model, args, recipe.bad_steps, decided, **data)
     else:
-        sample = partial(task_metrics, model, "validation", recipe.evaluation_rows)
+        sample = partial(task_metrics, model, "validation")
         own: dict[str, Any] = {"optimizer": recipe.optimizer, "task_metrics": sample}
         trainer = HfkitTrainer(model, args, recipe.bad_steps, decided, **own, **data)
     return trainer, rows["test"]
@@ -243,7 +246,7 @@ def _merge(recipe: Recipe, tokenizer: Any, output: Path, ids: Any) -> float:
     """Write merged/, and say how far its logits are from the adapter's."""
     from hfkit.model import adapters
 
-    drift = adapters.merge(output, output / "merged", recipe.task, recipe.quantization, ids)
+    drift = adapters.merge(output, output / "merged", recipe.as_task().has_classes, recipe.quantization, ids)
     tokenizer.save_pretrained(output / "merged")
     say(f"  merged/: its logits are off by {drift:.2g} of what the adapter changes in the base's")
     return drift

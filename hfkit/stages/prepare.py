@@ -17,7 +17,7 @@ from hfkit.data.sources import reading, stdlib
 from hfkit.data.sources.reading import Slice, Source
 from hfkit.data.workers import Workers
 from hfkit.errors import HfkitError, did_you_mean
-from hfkit.recipe.fields import Push, RecipePart, StageRecipe
+from hfkit.recipe.fields import Push, RecipePart, ResolvedInputs, StageRecipe
 from hfkit.runtime.bars import Bar
 from hfkit.runtime.cores import usable_cores
 from hfkit.runtime.distributed import say
@@ -74,7 +74,7 @@ class Recipe(StageRecipe):
         return found
 
 
-def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> Iterator[tuple[str, str]]:
+def check(recipe: Recipe, inputs: ResolvedInputs) -> Iterator[tuple[str, str]]:
     for index, source in enumerate(recipe.sources):
         if source.files is not None:
             try:
@@ -95,7 +95,7 @@ def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe
         yield "labels", "no column is a label; write `columns: {<name>: label}`, or `labels` for lists of them"
 
 
-def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
+def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> dict[str, Any]:
     kept, dropped, seen = Counter[str](), Counter[str](), set[bytes]()
     characters, size, left_out = Counter[str](), Counter[str](), Counter[str]()
     bad_rows: list[BadRow] = []

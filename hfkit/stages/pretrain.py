@@ -12,7 +12,7 @@ from hfkit.data.tokenizer import load_tokenizer
 from hfkit.errors import HfkitError
 from hfkit.metrics.catalogue import scores_of_training
 from hfkit.recipe import limits
-from hfkit.recipe.fields import Input, Push, Section, StageRecipe
+from hfkit.recipe.fields import Input, Push, ResolvedInput, ResolvedInputs, Section, StageRecipe
 from hfkit.runtime.distributed import on_main, say
 from hfkit.training.settings import TRAIN, AnyOptimizer, BadSteps, Optimizer
 
@@ -53,18 +53,18 @@ class Recipe(StageRecipe):
     train: Annotated[dict[str, Any], TRAIN]
 
 
-def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> Iterator[tuple[str, str]]:
+def check(recipe: Recipe, inputs: ResolvedInputs) -> Iterator[tuple[str, str]]:
     """What can be known before a weight is allocated or a row is tokenized."""
-    yield from limits.check_best(recipe.train, scores_of_training("text"))
+    yield from limits.check_best(recipe.train, scores_of_training(("likelihood",)))
     length, positions = recipe.sequence_length, recipe.model.get("max_position_embeddings")
     if positions is not None and length > positions:
         yield "sequence_length", f"must be at most model.max_position_embeddings={positions}, got {length}; change one"
-    if problem := corpus.problem_with(places["data"]):
+    if problem := corpus.problem_with(inputs["data"].path):
         yield "data", problem
-    vocab_size = getattr(recipes.get("tokenizer"), "vocab_size", None)
-    if Path(places["tokenizer"]).is_dir():
+    vocab_size = getattr(inputs["tokenizer"].recipe, "vocab_size", None)
+    if Path(inputs["tokenizer"].path).is_dir():
         try:
-            vocab_size = len(load_tokenizer(places["tokenizer"]))
+            vocab_size = len(load_tokenizer(inputs["tokenizer"].path))
         except HfkitError as error:
             yield "tokenizer", str(error)
             return
@@ -75,24 +75,23 @@ def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe
         return
     output = Path(recipe.output_dir or "runs").expanduser().absolute()
     free = shutil.disk_usage(next(folder for folder in (output, *output.parents) if folder.exists())).free
-    needed = count_parameters(recipe, places, recipes) * BYTES_PER_PARAMETER
+    needed = count_parameters(recipe, inputs["tokenizer"]) * BYTES_PER_PARAMETER
     if free < needed:
         yield "output_dir", f"{free / 1e6:.1f} MB are free, {needed / 1e6:.1f} are needed; make room or choose another"
 
 
-def count_parameters(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> int:
+def count_parameters(recipe: Recipe, tokenizer: ResolvedInput) -> int:
     """The parameters of the model that the recipe describes, from the shapes alone."""
     import torch
 
     from hfkit.model import HfkitConfig, HfkitForCausalLM
 
-    planned = getattr(recipes.get("tokenizer"), "vocab_size", None)
-    vocab_size = planned or len(load_tokenizer(places["tokenizer"]))
+    vocab_size = getattr(tokenizer.recipe, "vocab_size", None) or len(load_tokenizer(tokenizer.path))
     with torch.device("meta"):
         return HfkitForCausalLM(HfkitConfig(**{"vocab_size": vocab_size, **recipe.model})).num_parameters()
 
 
-def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
+def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, set_seed
     from transformers.utils import logging
 
@@ -108,9 +107,9 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
     # Data
     logging.disable_progress_bar()  # of writing a few files
     checkpoint = newest_checkpoint(output)
-    tokenizer = load_tokenizer(places["tokenizer"])
+    tokenizer = load_tokenizer(inputs["tokenizer"].path)
     length, cache = recipe.sequence_length, output.parent / ".cache"
-    folder = on_main("tokens", lambda: str(token_rows(places["data"], tokenizer, length, recipe.packing, cache)))
+    folder = on_main("tokens", lambda: str(token_rows(inputs["data"].path, tokenizer, length, recipe.packing, cache)))
     train_rows, validation_rows, test_rows = (PackedRows(Path(folder), split) for split in corpus.SPLITS)
     say(show_row(train_rows[0], tokenizer))
 
@@ -143,9 +142,9 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
 
     # Result
     metrics: dict[str, Any] = saving.evaluate(trainer, validation_rows, test_rows) | trained
-    metrics["xz_bits_per_byte"] = on_main("xz", lambda: xz_bits_per_byte(places["data"]))
+    metrics["xz_bits_per_byte"] = on_main("xz", lambda: xz_bits_per_byte(inputs["data"].path))
     metrics["parameters"] = model.num_parameters()
     metrics["size_bytes"] = saving.save(trainer, tokenizer, output)
-    samples = on_main("samples", lambda: continuations(output, args.device, recipe.prompts, places["data"]))
+    samples = on_main("samples", lambda: continuations(output, args.device, recipe.prompts, inputs["data"].path))
     say(summary(metrics, samples, output))
     return metrics | {"samples": [prompt + text for prompt, text in samples]}

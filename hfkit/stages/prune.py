@@ -7,11 +7,13 @@ from typing import Annotated, Any, ClassVar, Literal
 import pydantic
 
 from hfkit.compression.settings import Pruning, Recover, check_calibration, check_recover
+from hfkit.data.corpus import Row
+from hfkit.distillation.settings import Distillation
 from hfkit.errors import refuse
-from hfkit.evaluation.settings import ScoredRecipe
+from hfkit.evaluation.settings import ScoredRecipe, Scoring
 from hfkit.metrics.catalogue import scores_of_training
 from hfkit.recipe import limits
-from hfkit.recipe.fields import Input, Push, StageRecipe
+from hfkit.recipe.fields import Input, Push, ResolvedInputs
 from hfkit.recipe.limits import Accept
 from hfkit.runtime.distributed import on_main, say
 from hfkit.training.settings import TRAIN, BadSteps
@@ -52,39 +54,64 @@ class Recipe(ScoredRecipe):
             )
         if self.recover is None and self.train is not None:
             raise ValueError("train=...: nothing is trained; add `recover: {}`, or delete the key")
-        if self.recover is not None and self.task == "classify":
+        if self.recover is not None and self.as_task().has_classes:
             raise ValueError("recover=...: classifiers are not recovered here; fine-tune the result")
         return self
 
+    def recovery(self) -> Distillation:
+        """Return what the training after the pruning is told."""
+        assert self.recover is not None and self.train is not None, "a recovery has a training"
+        return Distillation(
+            task=self.as_task(),
+            student={},
+            train=self.train,
+            losses=self.recover.losses,
+            sequence_length=self.sequence_length,
+            packing=self.recover.packing,
+            generation=self.generation,
+            optimizer=self.recover.optimizer,
+            bad_steps=self.bad_steps,
+            trust_remote_code=self.trust_remote_code,
+        )
 
-def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> Iterator[tuple[str, str]]:
+
+def check(recipe: Recipe, inputs: ResolvedInputs) -> Iterator[tuple[str, str]]:
     """What can be known before a weight is loaded."""
-    from hfkit.compression import pruning
     from hfkit.evaluation import checks
 
-    yield from limits.check_best(recipe.train, scores_of_training(recipe.task))
-    yield from check_calibration(recipe, places, recipe.pruning.needs_data, recipe.pruning.method)
+    scoring, pruning = recipe.scoring(), recipe.pruning
+    task = scoring.task
+    yield from limits.check_best(recipe.train, scores_of_training(task.measured_by))
+    splits = (recipe.calibration_split, recipe.split)
+    yield from check_calibration(task, inputs, *splits, pruning.needs_data, pruning.method)
     if recipe.recover is not None:
         yield from check_recover(recipe.recover)
-    yield from checks.of_smaller(recipe, places, recipes, pruning.problems_with)
+    yield from checks.of_smaller(scoring, inputs, recipe.accept, lambda place: _problems_with(place, recipe))
 
 
-def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
+def _problems_with(place: str, recipe: Recipe) -> Iterator[tuple[str, str]]:
+    from hfkit.compression.pruning import problems_with
+
+    settings = (recipe.pruning, recipe.recover, recipe.sequence_length)
+    return problems_with(place, *settings, recipe.as_task().has_classes, recipe.trust_remote_code)
+
+
+def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> dict[str, Any]:
     from transformers.utils import logging
 
-    from hfkit.compression import pruning
     from hfkit.data import corpus
     from hfkit.evaluation import checks
 
     # Everything that can be wrong with what is there now, before a weight is loaded
     logging.disable_progress_bar()
-    rows = corpus.read_split(places["data"], recipe.split, recipe.limit)
-    refuse(pruning.problems_with(recipe, places["model"]))
-    checks.refuse(recipe, rows, {"model": places["model"]})
+    scoring, before = recipe.scoring(), inputs["model"].path
+    rows = corpus.read_split(inputs["data"].path, recipe.split, recipe.limit)
+    refuse(_problems_with(before, recipe))
+    checks.refuse(scoring, rows, {"model": before})
 
     # The pruned model; a recovery that goes on finds it there
-    facts = on_main("prune", lambda: _prune(recipe, places, rows, output))
-    models = {"before": places["model"], "pruned": str(output / PRUNED)}
+    facts = on_main("prune", lambda: _prune(recipe, inputs, rows, output))
+    models = {"before": before, "pruned": str(output / PRUNED)}
     if recipe.pruning.is_mask:
         say(f"  {facts['zeros']:.1%} of the matrices' weights are 0: sparse, same size, same speed")
 
@@ -93,14 +120,16 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
         from hfkit.compression.recovery import recover
 
         say("\n  Recovering, with the model before as the teacher" if recipe.recover.has_teacher else "\n  Recovering")
-        facts |= recover(recipe, output / PRUNED, places, output)
+        has_teacher, has_masks = recipe.recover.has_teacher, recipe.pruning.is_mask
+        settings, pruned = recipe.recovery(), output / PRUNED
+        facts |= recover(settings, pruned, inputs["data"].path, before, output, has_teacher, has_masks)
         models["recovered"] = str(output)
 
     # Beside the model that it was
-    return on_main("close", lambda: _close(recipe, rows, models, facts, output))
+    return on_main("close", lambda: _close(recipe, scoring, rows, models, facts, output))
 
 
-def _prune(recipe: Recipe, places: dict[str, str], rows: list[dict[str, Any]], output: Path) -> dict[str, Any]:
+def _prune(recipe: Recipe, inputs: ResolvedInputs, rows: list[Row], output: Path) -> dict[str, Any]:
     """Make the folder of the pruned model, unless this recipe's is there. Returns what is to be said of it."""
     import shutil
 
@@ -111,23 +140,22 @@ def _prune(recipe: Recipe, places: dict[str, str], rows: list[dict[str, Any]], o
     from hfkit.data.tokenizer import load_tokenizer
     from hfkit.model.loading import open_model
 
-    folder, started = output / PRUNED, manifest.read_json(output, manifest.STARTED) or {}
+    task, folder, started = recipe.as_task(), output / PRUNED, manifest.read_json(output, manifest.STARTED) or {}
     made_of = {key: started.get(key) for key in ("fingerprint", "inputs")}
     known = manifest.read_json(output, NOTE) or {}
     if known.get("made_of") == made_of:
         return known["facts"]
     shutil.rmtree(folder, ignore_errors=True)  # half made, or of a recipe that was changed since
-    with manifest.new_folder(folder) as work, whole(places["model"], recipe, output) as (place, drift):
-        use: Any = "classify" if recipe.task == "classify" else "generate"
-        tokenizer: Any = load_tokenizer(place, use, recipe.chat_template)
+    with manifest.new_folder(folder) as work, whole(inputs["model"].path, task, output) as (place, drift):
+        tokenizer = load_tokenizer(place, task.tokenizer_use, task.chat_template)
         tokens = None
         if recipe.pruning.needs_data:
-            texts = calibration.texts_of(recipe, places, rows)
+            texts = calibration.texts_of(task, inputs["calibration"].path, recipe.calibration_split, rows)
             tokens = calibration.calibration_rows(texts, tokenizer, recipe.sequence_length, recipe.calibration_rows)
-        model = open_model(place, recipe.task, recipe.trust_remote_code)
+        model = open_model(place, task.has_classes, recipe.trust_remote_code)
         model, facts = pruning.prune(model, recipe.pruning, tokens)
-        if recipe.task != "classify":
-            set_generation_ids(model, tokenizer, recipe.task == "chat")
+        if not task.has_classes:
+            set_generation_ids(model, tokenizer, task.is_chat)
         model.save_pretrained(work)
         tokenizer.save_pretrained(work)
     manifest.write_json(output / NOTE, {"made_of": made_of, "facts": facts | drift})
@@ -135,7 +163,12 @@ def _prune(recipe: Recipe, places: dict[str, str], rows: list[dict[str, Any]], o
 
 
 def _close(
-    recipe: Recipe, rows: list[dict[str, Any]], models: dict[str, str], facts: dict[str, Any], output: Path
+    recipe: Recipe,
+    scoring: Scoring,
+    rows: list[Row],
+    models: dict[str, str],
+    facts: dict[str, Any],
+    output: Path,
 ) -> dict[str, Any]:
     """Measure the models, and leave the last one alone in the folder."""
     import shutil
@@ -143,7 +176,7 @@ def _close(
     from hfkit.evaluation import comparison
     from hfkit.reports import comparison as report
 
-    found = comparison.compared(recipe, rows, models)
+    found = comparison.compared(scoring, rows, models)
     say(report.screen(found))
     metrics = comparison.beside_base(found, recipe.accept) | facts
     if recipe.recover is not None:

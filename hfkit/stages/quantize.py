@@ -10,7 +10,7 @@ import pydantic
 from hfkit.compression.settings import check_calibration
 from hfkit.errors import refuse
 from hfkit.evaluation.settings import ScoredRecipe
-from hfkit.recipe.fields import Input, Push, Section, StageRecipe
+from hfkit.recipe.fields import Input, Push, ResolvedInputs, Section
 from hfkit.recipe.limits import Accept
 from hfkit.runtime.distributed import say
 
@@ -51,17 +51,27 @@ class Recipe(ScoredRecipe):
     push: Push | None = None
 
 
-def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> Iterator[tuple[str, str]]:
+def check(recipe: Recipe, inputs: ResolvedInputs) -> Iterator[tuple[str, str]]:
     """What can be known before a weight is loaded."""
     from hfkit.compression import quantization
     from hfkit.evaluation import checks
 
-    yield from quantization.problems(recipe.method, recipe.quantization)
-    yield from check_calibration(recipe, places, recipe.method == "gptq", recipe.method)
-    yield from checks.of_smaller(recipe, places, recipes, quantization.problems_with)
+    scoring, method, options = recipe.scoring(), recipe.method, recipe.quantization
+    yield from quantization.problems(method, options)
+    yield from check_calibration(
+        scoring.task, inputs, recipe.calibration_split, recipe.split, method == "gptq", method
+    )
+    yield from checks.of_smaller(scoring, inputs, recipe.accept, lambda place: _problems_with(place, recipe))
 
 
-def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
+def _problems_with(place: str, recipe: Recipe) -> Iterator[tuple[str, str]]:
+    from hfkit.compression.quantization import problems_with
+
+    has_classes = recipe.as_task().has_classes
+    return problems_with(place, recipe.method, recipe.quantization, has_classes, recipe.trust_remote_code)
+
+
+def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> dict[str, Any]:
     from transformers.utils import logging
 
     from hfkit.compression import calibration, quantization
@@ -73,23 +83,26 @@ def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
 
     # Everything that can be wrong with what is there now, before a weight is loaded
     logging.disable_progress_bar()
-    rows = corpus.read_split(places["data"], recipe.split, recipe.limit)
-    refuse(quantization.problems_with(recipe, places["model"]))
-    checks.refuse(recipe, rows, {"model": places["model"]})
-    found = calibration.texts_of(recipe, places, rows) if recipe.calibration is not None else []
-    texts = list(islice(found, recipe.calibration_rows))
+    scoring, before = recipe.scoring(), inputs["model"].path
+    task, rows = scoring.task, corpus.read_split(inputs["data"].path, recipe.split, recipe.limit)
+    refuse(_problems_with(before, recipe))
+    checks.refuse(scoring, rows, {"model": before})
+    texts: list[str] = []
+    if "calibration" in inputs:
+        found = calibration.texts_of(task, inputs["calibration"].path, recipe.calibration_split, rows)
+        texts = list(islice(found, recipe.calibration_rows))
 
     # The model
-    with whole(places["model"], recipe, output) as (place, drift):
-        use: Any = "classify" if recipe.task == "classify" else "generate"
-        tokenizer = load_tokenizer(place, use, recipe.chat_template)
-        facts = quantization.quantize(place, output, recipe, texts, tokenizer)
+    with whole(before, task, output) as (place, drift):
+        tokenizer = load_tokenizer(place, task.tokenizer_use, task.chat_template)
+        how = (recipe.method, recipe.quantization)
+        facts = quantization.quantize(place, output, *how, task, texts, tokenizer, recipe.trust_remote_code)
     modules, left = len(facts["quantized_modules"]), facts["whole_modules"]
     say(f"  {modules} matrices quantized; whole: {', '.join(left) or 'none'}")
     sizes = [f"{facts[name] / 1e6:,.2f}" for name in ("weight_bytes", "promised_bytes")]
     say("  {} MB of weights, {} by the format".format(*sizes))
 
     # Beside the model that it was
-    result = comparison.compared(recipe, rows, {"before": places["model"], "quantized": str(output)})
+    result = comparison.compared(scoring, rows, {"before": before, "quantized": str(output)})
     say(report.screen(result))
     return comparison.beside_base(result, recipe.accept) | facts | drift

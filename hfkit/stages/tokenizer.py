@@ -10,7 +10,7 @@ import pydantic
 from hfkit.data import corpus
 from hfkit.data.chat import TEMPLATES
 from hfkit.errors import HfkitError
-from hfkit.recipe.fields import Input, Push, StageRecipe
+from hfkit.recipe.fields import Input, Push, ResolvedInputs, StageRecipe
 from hfkit.runtime.bars import Bar
 from hfkit.runtime.distributed import is_terminal, say
 
@@ -48,23 +48,23 @@ class Recipe(StageRecipe):
     push: Push | None = None
 
 
-def check(recipe: Recipe, places: dict[str, str], recipes: dict[str, StageRecipe]) -> Iterator[tuple[str, str]]:
+def check(recipe: Recipe, inputs: ResolvedInputs) -> Iterator[tuple[str, str]]:
     least = len(SPECIAL_TOKENS) + (256 if recipe.algorithm == "byte_level_bpe" else 1)
     if recipe.vocab_size < least:
         what = "256 bytes and" if recipe.algorithm == "byte_level_bpe" else "one symbol and"
         rule = f"must be at least {least} ({what} {len(SPECIAL_TOKENS)} special tokens), got {recipe.vocab_size}"
         yield "vocab_size", rule
-    if problem := corpus.problem_with(places["data"]):
+    if problem := corpus.problem_with(inputs["data"].path):
         yield "data", problem
 
 
-def run(recipe: Recipe, places: dict[str, str], output: Path) -> dict[str, Any]:
-    backend = train(recipe, limited(corpus.texts(places["data"], "train"), recipe.sample_bytes))
+def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> dict[str, Any]:
+    backend = train(recipe, limited(corpus.texts(inputs["data"].path, "train"), recipe.sample_bytes))
     tokenizer = wrapped(backend)
     tokenizer.save_pretrained(output)
     _name_the_common_class(output / "tokenizer_config.json")
 
-    metrics = {"vocab_size": len(tokenizer), **report(backend, corpus.texts(places["data"], "validation"))}
+    metrics = {"vocab_size": len(tokenizer), **report(backend, corpus.texts(inputs["data"].path, "validation"))}
     say(f"  {metrics['vocab_size']:,} tokens; on held-out text {metrics['bytes_per_token']:.2f} bytes a token")
     say(f"  documents given back exactly: {metrics['exact_round_trip']:.1%}; unknown tokens: {metrics['unknown']:.2%}")
     return metrics

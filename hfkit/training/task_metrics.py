@@ -1,12 +1,14 @@
 """How well a model does its task: texts generated for rows of a split, scored."""
 
+import dataclasses
 import itertools
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfkit.data import corpus
-from hfkit.data.tasks import check_answers, reference
+from hfkit.data.tasks import Task
+from hfkit.data.tasks.checks import check_answers
 from hfkit.errors import HfkitError
 from hfkit.inference.generation import answers, generation_of, prompts_of
 from hfkit.metrics import scoring
@@ -14,34 +16,44 @@ from hfkit.metrics.catalogue import CATALOGUE, of_answers
 from hfkit.runtime.distributed import on_main
 
 
+@dataclasses.dataclass(frozen=True)
 class TaskMetrics:
     """ROUGE, BLEU and the share of exact matches of what a model generates.
 
     Args:
-        recipe: with the task; its `generation:` holds arguments of `GenerationConfig`.
         data: the prepared data.
+        generation: arguments of `GenerationConfig`.
+        window: tokens that prompt and answer have together.
+        count: rows of a split, the first of them.
     """
 
-    def __init__(self, recipe: Any, data: str, tokenizer: PreTrainedTokenizerBase, batch_size: int):
-        self.recipe, self.data, self.tokenizer, self.batch_size = recipe, data, tokenizer, batch_size
+    task: Task
+    data: str
+    tokenizer: PreTrainedTokenizerBase
+    batch_size: int
+    generation: dict[str, Any]
+    window: int
+    count: int
 
-    def __call__(self, model: Any, split: str, count: int) -> dict[str, float]:
-        """Of the first `count` rows of a split; of the test split with intervals. Call it on every process."""
-        rows = list(itertools.islice(corpus.rows(self.data, split), count))
-        predictions = answers(self.recipe, rows, model, self.tokenizer, self.batch_size, self.recipe.sequence_length)
-        references = [reference(self.recipe, row) for row in rows]
+    def __call__(self, model: PreTrainedModel, split: str) -> dict[str, float]:
+        """Of the first rows of a split; of the test split with intervals. Call it on every process."""
+        rows = self.rows(split)
+        predictions = answers(self.task, rows, self.generation, model, self.tokenizer, self.batch_size, self.window)
+        references = [self.task.references(row) for row in rows]
         return on_main("task metrics", lambda: score(predictions, references, intervals=split == "test"))
 
+    def rows(self, split: str) -> list[corpus.Row]:
+        return list(itertools.islice(corpus.rows(self.data, split), self.count))
 
-def refuse_rows(recipe: Any, data: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise an HfkitError for rows that nothing can be written for, or that no text can be scored on: hours into a
-    training is too late."""
-    for split in ("validation", "test") if recipe.task != "classify" else ():
-        rows = list(itertools.islice(corpus.rows(data, split), recipe.evaluation_rows))
-        for key, problem in check_answers(recipe, rows, split):
-            raise HfkitError(f"{key}: {problem}")
-        generation = generation_of(recipe, tokenizer, recipe.sequence_length)
-        prompts_of(recipe, rows, tokenizer, recipe.sequence_length, generation, False)
+    def refuse_rows(self) -> None:
+        """Raise an HfkitError for rows that nothing can be written for, or that no text can be scored on: hours into a
+        training is too late."""
+        for split in ("validation", "test") if self.task.has_answers else ():
+            rows = self.rows(split)
+            for key, problem in check_answers(self.task, rows, split):
+                raise HfkitError(f"{key}: {problem}")
+            generation = generation_of(self.task, self.generation, self.tokenizer, self.window)
+            prompts_of(self.task, rows, self.tokenizer, self.window, generation, False)
 
 
 def score(predictions: list[str], references: list[list[str]], intervals: bool = False) -> dict[str, float]:

@@ -11,7 +11,7 @@ import torch
 from hfkit.artifacts import manifest
 from hfkit.data import corpus
 from hfkit.data.rows.packing import IGNORED
-from hfkit.data.tasks import TaskRecipe, classes_of, encode
+from hfkit.data.tasks import Task
 from hfkit.errors import HfkitError
 from hfkit.runtime.bars import Bar
 
@@ -113,9 +113,7 @@ def best_fit(lengths: list[int], room: int) -> list[list[int]]:
     return rows
 
 
-def task_examples(
-    place: str, recipe: TaskRecipe, tokenizer: "PreTrainedTokenizerBase", length: int, cache: Path
-) -> Path:
+def task_examples(place: str, task: Task, tokenizer: "PreTrainedTokenizerBase", length: int, cache: Path) -> Path:
     """The folder with the encoded examples of all splits of the data at `place`, made unless it is there already.
 
     Call it on the main process only.
@@ -123,31 +121,28 @@ def task_examples(
     Raises:
         HfkitError: if nothing is left to learn, or a class of validation or test is unknown in training.
     """
-    keys = ("task", "prompt", "completion", "messages", "tools", "label")
     digest = hashlib.sha256(manifest.content_of(place).encode())
     digest.update(tokenizer.backend_tokenizer.to_str().encode())
-    said = [getattr(recipe, key) for key in keys]
+    said = [task.name, task.prompt, task.completion, task.messages, task.tools, task.label]
     digest.update(json.dumps([said, length, tokenizer.chat_template, tokenizer.eos_token_id]).encode())
     folder = cache / f"examples-{digest.hexdigest()[:16]}"
     if (folder / "examples.json").exists():
         return folder
     with manifest.locked(folder), manifest.new_folder(folder) as work:
-        labels = _labels(place, recipe) if recipe.task == "classify" else None
-        splits = {
-            split: _encode_split(place, split, recipe, tokenizer, length, labels, work) for split in corpus.SPLITS
-        }
+        labels = _labels(place, task) if task.has_classes else None
+        splits = {split: _encode_split(place, split, task, tokenizer, length, labels, work) for split in corpus.SPLITS}
         manifest.write_json(work / "examples.json", {"labels": labels, "splits": splits})
     return folder
 
 
-def _labels(place: str, recipe: TaskRecipe) -> list[str]:
+def _labels(place: str, task: Task) -> list[str]:
     """The classes of the training split, in the order of their names; numbers in their own order."""
     found, has_lists = {}, False
     for split in corpus.SPLITS:
         found[split] = set[str]()
         for row in corpus.rows(place, split):
-            found[split] |= {*classes_of(recipe, row)}
-            has_lists |= isinstance(row[recipe.label], list)
+            found[split] |= {*task.references(row)}
+            has_lists |= isinstance(row[task.label], list)
     for split in ("validation", "test"):
         if unseen := sorted(found[split] - found["train"]):
             raise HfkitError(
@@ -165,30 +160,30 @@ def _labels(place: str, recipe: TaskRecipe) -> list[str]:
     return sorted(found["train"], key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
 
 
-def _numbers_of(recipe: TaskRecipe, row: dict[str, Any], labels: list[str]) -> Any:
+def _numbers_of(task: Task, row: corpus.Row, labels: list[str]) -> int | list[bool]:
     """The number of a row's class, or of a list of classes a vector of whether each is among them."""
-    classes = classes_of(recipe, row)
-    is_list = isinstance(row[recipe.label], list)
+    classes = task.references(row)
+    is_list = isinstance(row[task.label], list)
     return [label in classes for label in labels] if is_list else labels.index(classes[0])
 
 
 def _encode_split(
     place: str,
     split: str,
-    recipe: TaskRecipe,
+    task: Task,
     tokenizer: "PreTrainedTokenizerBase",
     length: int,
     labels: list[str] | None,
     work: Path,
 ) -> dict[str, int]:
     """Write one split's files. Returns its counts."""
-    starts, classes = [0], list[Any]()
+    starts, classes = [0], list[int | list[bool]]()
     counts = {"rows": 0, "examples": 0, "cut": 0, "dropped": 0, "learned_tokens": 0, "bytes": 0}
     rows = Bar(corpus.rows(place, split), f"encoding {split}")
     with (work / f"{split}.ids").open("wb") as ids_file, (work / f"{split}.learned").open("wb") as learned_file:
         for number, values in enumerate(rows, 1):
             try:
-                examples = encode(recipe, values, tokenizer, length)
+                examples = task.encode(values, tokenizer, length)
             except HfkitError as error:
                 raise HfkitError(f"{place}: row {number} of the {split} split: {error}") from None
             counts["rows"] += 1
@@ -197,7 +192,7 @@ def _encode_split(
                 ids_file.write(np.asarray(example.ids, dtype=np.uint32).tobytes())
                 learned_file.write(np.asarray(example.learned, dtype=np.bool_).tobytes())
                 starts.append(starts[-1] + len(example.ids))
-                classes.append(_numbers_of(recipe, values, labels) if labels else 0)
+                classes.append(_numbers_of(task, values, labels) if labels else 0)
                 counts["examples"] += 1
                 counts["cut"] += example.is_cut
                 counts["learned_tokens"] += sum(example.learned)

@@ -3,11 +3,12 @@
 from typing import Any
 
 from hfkit.planning.work import Known, Model, Texts, Work
+from hfkit.recipe.fields import ResolvedInputs
 from hfkit.stages.compare import Recipe, distinct, names
 
 
-def describe(recipe: Recipe, places: dict[str, str]) -> dict[str, Any]:
-    return {"models": ", ".join(names(places)), "task": recipe.task, "metrics": ", ".join(recipe.chosen)}
+def describe(recipe: Recipe, inputs: ResolvedInputs) -> dict[str, Any]:
+    return {"models": ", ".join(names(inputs)), "task": recipe.task, "metrics": ", ".join(recipe.scoring().metrics)}
 
 
 def work(recipe: Recipe, known: dict[str, Known]) -> Work:

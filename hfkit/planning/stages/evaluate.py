@@ -3,12 +3,13 @@
 from typing import Any
 
 from hfkit.planning.work import Known, Model, Texts, Work
+from hfkit.recipe.fields import ResolvedInputs
 from hfkit.stages.evaluate import Recipe
 
 
-def describe(recipe: Recipe, places: dict[str, str]) -> dict[str, Any]:
+def describe(recipe: Recipe, inputs: ResolvedInputs) -> dict[str, Any]:
     benchmarks = {"benchmarks": ", ".join(recipe.benchmarks)} if recipe.benchmarks else {}
-    return ({"task": recipe.task, "metrics": ", ".join(recipe.chosen)} if recipe.data else {}) | benchmarks
+    return ({"task": recipe.task, "metrics": ", ".join(recipe.scoring().metrics)} if recipe.data else {}) | benchmarks
 
 
 def work(recipe: Recipe, known: dict[str, Known]) -> Work:
@@ -26,5 +27,7 @@ def work(recipe: Recipe, known: dict[str, Known]) -> Work:
         part for model in models.values() if isinstance(model, Model) for part in parts.scoring(recipe, model, texts)
     ]
     rows = min(texts.rows[recipe.split], recipe.limit or texts.rows[recipe.split])
-    scores = Chore("scores and intervals", parts.SCORING + rows * len(recipe.chosen) * parts.SCORING_A_ROW, 6e7)
+    scores = Chore(
+        "scores and intervals", parts.SCORING + rows * len(recipe.scoring().metrics) * parts.SCORING_A_ROW, 6e7
+    )
     return Work([*found, scores], disk=rows * 2000.0, notes=notes, is_exact=texts.is_exact)

@@ -2,14 +2,12 @@
 
 from typing import Any
 
-from hfkit.data.tasks import (
-    count_classes,
-)
 from hfkit.planning.work import Known, Model, Texts, Work
+from hfkit.recipe.fields import ResolvedInputs
 from hfkit.stages.finetune import Recipe
 
 
-def describe(recipe: Recipe, places: dict[str, str]) -> dict[str, Any]:
+def describe(recipe: Recipe, inputs: ResolvedInputs) -> dict[str, Any]:
     return {
         "task": recipe.task,
         "trains": "all weights" if recipe.lora is None else "an adapter (LoRA)",
@@ -24,17 +22,19 @@ def work(recipe: Recipe, known: dict[str, Known]) -> Work:
     base, texts = known["model"], known["data"] if isinstance(known["data"], Texts) else None
     if not isinstance(base, Model):
         return parts.unknown(recipe.model)
-    classes = count_classes(recipe, texts.sample) if texts is not None else 2
+    task, sample = recipe.as_task(), texts.sample if texts is not None else []
+    names = {name for row in sample if task.has_classes and task.label in row for name in task.references(row)}
+    classes = len(names) if texts is not None else 2
     method = "bitsandbytes" if recipe.quantization is not None else ""
     model = Model(
         base.config,
         base.tokens,
-        classes if recipe.task == "classify" else 0,
+        classes if task.has_classes else 0,
         recipe.lora,
         method or base.method,
         recipe.quantization or base.quantization,
     )
-    is_packed = recipe.packing and recipe.task != "classify"
+    is_packed = recipe.packing and not recipe.as_task().has_classes
     found = rows.examples(recipe, texts, model.tokens, recipe.sequence_length, is_packed)
     batch, length, most = parts.batch_of(recipe.train), recipe.sequence_length, recipe.evaluation_rows
     does = [

@@ -5,12 +5,13 @@ from typing import Any
 from hfkit.data.columns import Row
 from hfkit.data.parquet import ParquetWriters
 from hfkit.planning.work import Chore, Known, Work
+from hfkit.recipe.fields import ResolvedInputs
 from hfkit.stages.prepare import Recipe, cleaning_of
 
 CLEANED_A_SECOND, PACKED = 6e7, 0.3  # of a plan: bytes cleaned and written, and their share on the disk
 
 
-def describe(recipe: Recipe, places: dict[str, str]) -> dict[str, Any]:
+def describe(recipe: Recipe, inputs: ResolvedInputs) -> dict[str, Any]:
     return {"sources": ", ".join(source.builtin or source.files or source.hub or "" for source in recipe.sources)}
 
 

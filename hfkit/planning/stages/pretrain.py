@@ -3,10 +3,11 @@
 from typing import Any
 
 from hfkit.planning.work import Known, Texts, Tokens, Work
+from hfkit.recipe.fields import ResolvedInputs
 from hfkit.stages.pretrain import Recipe
 
 
-def describe(recipe: Recipe, places: dict[str, str]) -> dict[str, Any]:
+def describe(recipe: Recipe, inputs: ResolvedInputs) -> dict[str, Any]:
     return {"trains": f"a decoder from scratch, {recipe.optimizer.name}", "rows": f"{recipe.sequence_length:,} tokens"}
 
 

@@ -3,12 +3,13 @@
 from typing import Any
 
 from hfkit.planning.work import Known, Model, Texts, Work
+from hfkit.recipe.fields import ResolvedInputs
 from hfkit.stages.quantize import Recipe
 
 
-def describe(recipe: Recipe, places: dict[str, str]) -> dict[str, Any]:
+def describe(recipe: Recipe, inputs: ResolvedInputs) -> dict[str, Any]:
     scheme = ", ".join(f"{key}={value}" for key, value in recipe.quantization.items())
-    return {"method": recipe.method, "scheme": scheme, "scored by": ", ".join(recipe.chosen)}
+    return {"method": recipe.method, "scheme": scheme, "scored by": ", ".join(recipe.scoring().metrics)}
 
 
 def work(recipe: Recipe, known: dict[str, Known]) -> Work:

@@ -4,12 +4,13 @@ import time
 from typing import Any
 
 from hfkit.planning.work import Chore, Known, Texts, Tokens, Work
+from hfkit.recipe.fields import ResolvedInputs
 from hfkit.stages.tokenizer import Recipe, train, wrapped
 
 LOADING, GROWTH = 1.0, 0.7  # of a plan: seconds around the training, whose time grows with the text to this power
 
 
-def describe(recipe: Recipe, places: dict[str, str]) -> dict[str, Any]:
+def describe(recipe: Recipe, inputs: ResolvedInputs) -> dict[str, Any]:
     return {"vocabulary": f"{recipe.vocab_size:,} tokens, {recipe.algorithm}"}
 
 
