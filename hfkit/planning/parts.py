@@ -2,11 +2,13 @@
 
 import copy
 import dataclasses
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from hfkit.compression.settings import WIDTHS
+from hfkit.data.tasks import Task
+from hfkit.distillation.settings import Distillation
+from hfkit.evaluation.settings import Scoring
 from hfkit.inference.generation import NEW_TOKENS
 from hfkit.metrics.catalogue import made_of
 from hfkit.planning import rows as of_rows
@@ -66,7 +68,8 @@ def reading(
 
 def answering(
     what: str,
-    recipe: Any,
+    task: Task,
+    generation: dict[str, Any],
     model: Model,
     texts: Texts | None,
     count: int,
@@ -75,85 +78,59 @@ def answering(
     of: str = "training",
 ) -> list[Reading | Writing]:
     """The texts that a model writes for the first rows of a task."""
-    if texts is None or not recipe.as_task().has_answers:
+    if texts is None or not task.has_answers:
         return []
-    most = recipe.generation.get("max_new_tokens", min(NEW_TOKENS, window // 2))
-    prompt, new = of_rows.answers(recipe, texts, model.tokens, window, most)
+    most = generation.get("max_new_tokens", min(NEW_TOKENS, window // 2))
+    prompt, new = of_rows.answers(task, texts, model.tokens, window, most)
     return [Writing(what, model, count, prompt, max(new, 1), min(batch, count), of=of)]
 
 
-def scoring(recipe: Any, model: Model, texts: Texts) -> tuple[Reading | Writing, ...]:
-    """What scoring a model on rows does, as the recipe of an evaluation asks for it."""
-    window, split = window_of(model), recipe.split
-    count = min(texts.rows[split], recipe.limit or texts.rows[split])
-    if recipe.as_task().is_text:
-        rows, lengths = of_rows.windows(texts, model.tokens, split, recipe.limit, window)
-        return (Reading("scoring", model, rows, lengths, recipe.batch_size),)
+def scored(scoring: Scoring, model: Model, texts: Texts) -> tuple[Reading | Writing, ...]:
+    """What scoring a model on rows does."""
+    task, window, split, batch = scoring.task, window_of(model), scoring.split, scoring.batch_size
+    count = min(texts.rows[split], scoring.limit or texts.rows[split])
+    if task.is_text:
+        rows, lengths = of_rows.windows(texts, model.tokens, split, scoring.limit, window)
+        return (Reading("scoring", model, rows, lengths, batch),)
     found: list[Any] = []
-    if made_of("texts", recipe.scoring().metrics):
-        found += answering("answering", recipe, model, texts, count, window, recipe.batch_size)
-    if recipe.as_task().has_classes or made_of("likelihood", recipe.scoring().metrics):
-        _, lengths = of_rows.examples(recipe, texts, model.tokens, window, is_packed=False)[split]
-        found.append(Reading("scoring", model, count, lengths, recipe.batch_size))
+    if made_of("texts", scoring.metrics):
+        found += answering("answering", task, scoring.generation, model, texts, count, window, batch)
+    if task.has_classes or made_of("likelihood", scoring.metrics):
+        _, lengths = of_rows.examples(task, texts, model.tokens, window, is_packed=False)[split]
+        found.append(Reading("scoring", model, count, lengths, batch))
     return tuple(found)
 
 
-def measuring(recipe: Any, models: dict[str, Model], texts: Texts) -> list[Measuring]:
+def measuring(scoring: Scoring, models: dict[str, Model], texts: Texts) -> list[Measuring]:
     """Models measured beside each other."""
-    return [Measuring(f"measuring {name}", model, scoring(recipe, model, texts)) for name, model in models.items()]
+    return [Measuring(f"measuring {name}", model, scored(scoring, model, texts)) for name, model in models.items()]
 
 
-def training_rows(recipe: Any, texts: Texts | None, tokens: Tokens | None, is_packed: bool, packing: str) -> Rows:
+def training_rows(
+    task: Task, texts: Texts | None, tokens: Tokens | None, length: int, packing: str, is_packed: bool = True
+) -> Rows:
     """The rows of a training by its task."""
-    if recipe.as_task().is_text:
-        return of_rows.packed(texts, tokens, recipe.sequence_length, packing)
-    return of_rows.examples(recipe, texts, tokens, recipe.sequence_length, is_packed)
+    if task.is_text:
+        return of_rows.packed(texts, tokens, length, packing)
+    return of_rows.examples(task, texts, tokens, length, is_packed)
 
 
-def cache_of(recipe: Any) -> Path:
+def cache_of(output_dir: str | None) -> Path:
     """The folder beside the result that rows of tokens are kept in."""
-    return Path(recipe.output_dir or "runs/result").expanduser().parent / ".cache"
+    return Path(output_dir or "runs/result").expanduser().parent / ".cache"
 
 
-def making_rows(recipe: Any, texts: Texts | None, tokens: Tokens | None, packing: str) -> list[Chore]:
+def making_rows(
+    task: Task, texts: Texts | None, tokens: Tokens | None, length: int, packing: str, output_dir: str | None
+) -> list[Chore]:
     """What making the rows of a task takes."""
-    asked: tuple[Any, ...] = (
-        recipe.task,
-        recipe.prompt,
-        recipe.completion,
-        recipe.messages,
-        recipe.label,
-        recipe.sequence_length,
-    )
-    if recipe.as_task().is_text:
-        asked = (recipe.sequence_length, packing)
-    return of_rows.tokenizing(texts, tokens, cache_of(recipe), *asked)
+    of_documents, of_task = (length, packing), (task.name, task, length)
+    return of_rows.tokenizing(texts, tokens, cache_of(output_dir), *(of_documents if task.is_text else of_task))
 
 
-def row_lengths(rows: Rows, recipe: Any) -> tuple[int, Lengths]:
+def row_lengths(rows: Rows, length: int) -> tuple[int, Lengths]:
     """Of the training split; where the data is not known, rows that are full."""
-    length = recipe.sequence_length
     return rows["train"] if rows else (10**9, Lengths((length,), length - 1, length))
-
-
-def training(
-    recipe: Any, model: Model, rows: Rows, at_evaluations: Iterable[Reading | Writing], **more: Any
-) -> Training:
-    """The training of a recipe with `train:`, `optimizer:` and `attn_implementation:`; `more` are fields of
-    `Training`."""
-    count, lengths = row_lengths(rows, recipe)
-    reads = tuple(at_evaluations)
-    return Training(
-        "training",
-        model,
-        recipe.train,
-        count,
-        lengths,
-        recipe.optimizer.name,
-        recipe.attn_implementation,
-        reads,
-        **more,
-    )
 
 
 def cache_bytes(rows: Rows) -> float:
@@ -181,14 +158,16 @@ def measuring_costs(models: dict[str, Model], accept: dict[str, str]) -> list[Me
     return [Measuring(f"measuring {name}", model, ()) for name, model in models.items()]
 
 
-def of_targets(recipe: Any, teacher: Model, rows: Rows, texts: Texts | None, batch: int) -> list[Reading | Writing]:
+def of_targets(
+    settings: Distillation, teacher: Model, rows: Rows, texts: Texts | None, batch: int
+) -> list[Reading | Writing]:
     """What a teacher does before a distillation, once for a data set."""
-    if recipe.targets.source == "cached":
+    source = settings.targets.source
+    if source == "cached":
         return [*reading("the teacher's targets", teacher, rows, "train", batch, "")]
-    if recipe.targets.source == "generated" and texts is not None:
-        return answering(
-            "the teacher's answers", recipe, teacher, texts, texts.rows["train"], recipe.sequence_length, batch, ""
-        )
+    if source == "generated" and texts is not None:
+        what, count, length = "the teacher's answers", texts.rows["train"], settings.sequence_length
+        return answering(what, settings.task, settings.generation, teacher, texts, count, length, batch, "")
     return []
 
 

@@ -24,7 +24,8 @@ import torch  # noqa: E402
 from transformers import TrainerCallback  # noqa: E402
 
 from hfkit.data.tasks import Example  # noqa: E402
-from hfkit.distillation.settings import Targets  # noqa: E402
+from hfkit.data.tasks.text import Text  # noqa: E402
+from hfkit.distillation.settings import Distillation  # noqa: E402
 from hfkit.distillation.trainer import student_trainer  # noqa: E402
 from hfkit.inference import likelihood  # noqa: E402
 from hfkit.inference.decoding import Rules, decode  # noqa: E402
@@ -145,13 +146,16 @@ def _train(part: Training, precision: str, rows: int, folder: Path, device: torc
             model, args, BadSteps(), train_dataset=data, eval_dataset=data, data_collator=data.collate
         )
     else:
-        recipe = SimpleNamespace(
-            task="text",
+        settings = Distillation(
+            task=Text(),
+            student={},
+            train={},
+            losses=list(part.losses),
+            sequence_length=part.lengths.longest,
+            packing="documents",
+            generation={},
             optimizer=Optimizer(name=part.optimizer),
             bad_steps=BadSteps(),
-            targets=Targets(),
-            losses=list(part.losses),
-            generation={},
         )
         rows_of = SimpleNamespace(
             train=data,
@@ -163,7 +167,7 @@ def _train(part: Training, precision: str, rows: int, folder: Path, device: torc
         )
         teacher = None if part.teacher is None else lambda: shapes.build(part.teacher).to(device)  # type: ignore
         decided["torch_compile"] = False
-        trainer = student_trainer(recipe, model, args, rows_of, None, teacher, vocabulary, decided)  # type: ignore[arg-type]
+        trainer = student_trainer(settings, model, args, rows_of, None, teacher, vocabulary, decided)  # type: ignore[arg-type]
     trainer.add_callback(clock)
     with contextlib.redirect_stdout(io.StringIO()):
         trainer.train()

@@ -10,6 +10,7 @@ from typing import Any
 from hfkit.data.corpus import SPLITS
 from hfkit.data.rows import packing
 from hfkit.data.rows.examples import best_fit
+from hfkit.data.tasks import Task
 from hfkit.errors import HfkitError
 from hfkit.planning.work import Chore, Lengths, Texts, Tokens
 
@@ -44,11 +45,11 @@ def windows(texts: Texts, tokens: Tokens | None, split: str, limit: int | None, 
     return max(round(rows * max(windows_each, 1)), 1), lengths
 
 
-def examples(recipe: Any, texts: Texts | None, tokens: Tokens | None, length: int, is_packed: bool) -> Rows:
+def examples(task: Task, texts: Texts | None, tokens: Tokens | None, length: int, is_packed: bool) -> Rows:
     """The examples of a task, packed into rows or by themselves. Empty where the data is not known."""
     if texts is None:
         return {}
-    lengths, learned = _encoded(recipe, texts, tokens, length)
+    lengths, learned = _encoded(task, texts, tokens, length)
     each = statistics.fmean(lengths)
     if is_packed:
         bins = best_fit(list(lengths) * max(1, 2000 // len(lengths)), length)
@@ -58,14 +59,14 @@ def examples(recipe: Any, texts: Texts | None, tokens: Tokens | None, length: in
     return {split: (texts.rows[split], Lengths(lengths, learned)) for split in SPLITS}
 
 
-def answers(recipe: Any, texts: Texts, tokens: Tokens | None, window: int, new_tokens: int) -> tuple[int, int]:
+def answers(task: Task, texts: Texts, tokens: Tokens | None, window: int, new_tokens: int) -> tuple[int, int]:
     """Tokens of a prompt, and of the answer that a model that knows the task writes, on average."""
     if tokens is None or tokens.tokenizer is None or not texts.sample:
         return window // 2, new_tokens
     rows = texts.sample[:100]
     try:
-        prompts = [len(recipe.as_task().prompt_ids(row, tokens.tokenizer, window - new_tokens)[0]) for row in rows]
-        told = [len(tokens.tokenizer(recipe.as_task().references(row)[0])["input_ids"]) + 1 for row in rows]
+        prompts = [len(task.prompt_ids(row, tokens.tokenizer, window - new_tokens)[0]) for row in rows]
+        told = [len(tokens.tokenizer(task.references(row)[0])["input_ids"]) + 1 for row in rows]
     except (HfkitError, KeyError):
         return window // 2, new_tokens
     return round(statistics.fmean(prompts)), round(statistics.fmean(min(each, new_tokens) for each in told))
@@ -111,13 +112,11 @@ def _bytes_a_token(tokenizer: Any, texts: tuple[str, ...]) -> float:
     return size / max(sum(map(len, ids)), 1)
 
 
-def _encoded(recipe: Any, texts: Texts, tokens: Tokens | None, length: int) -> tuple[tuple[int, ...], float]:
+def _encoded(task: Task, texts: Texts, tokens: Tokens | None, length: int) -> tuple[tuple[int, ...], float]:
     """Of examples the lengths, and how many of their tokens are learned on average."""
     if tokens is not None and tokens.tokenizer is not None:
         try:
-            found = [
-                each for row in texts.sample[:200] for each in recipe.as_task().encode(row, tokens.tokenizer, length)
-            ]
+            found = [each for row in texts.sample[:200] for each in task.encode(row, tokens.tokenizer, length)]
             kept = [each for each in found if each is not None]
         except (HfkitError, KeyError):
             kept = []

@@ -23,7 +23,7 @@ def work(recipe: Recipe, known: dict[str, Known]) -> Work:
         return parts.unknown(*(place for place, model in models.items() if not isinstance(model, Model)))
     scores = Chore("scores and intervals", parts.SCORING * len(found))
     return Work(
-        [*parts.measuring(recipe, found, texts), scores],
+        [*parts.measuring(recipe.scoring(), found, texts), scores],
         disk=1e6,
         is_exact=parts.are_exact(texts, *(model.tokens for model in found.values())),
     )

@@ -21,6 +21,7 @@ def work(recipe: Recipe, known: dict[str, Known]) -> Work:
 
     from hfkit.distillation.student import student_config
     from hfkit.planning import parts
+    from hfkit.planning.work import Training
 
     teacher, texts = known["teacher"], known["data"] if isinstance(known["data"], Texts) else None
     given, tokens = known.get("student"), known.get("tokenizer")
@@ -36,18 +37,30 @@ def work(recipe: Recipe, known: dict[str, Known]) -> Work:
         described = recipe.student if isinstance(recipe.student, dict) else {}
         sizes = described if described.get("from_teacher") else {**defaults, **described}
         model = Model(student_config(sizes, teacher.config), own, lora=recipe.lora)
-    found = parts.training_rows(recipe, texts, own, True, recipe.packing)
-    batch, most = parts.batch_of(recipe.train), recipe.evaluation_rows
+    settings, length, packing = recipe.settings(), recipe.sequence_length, recipe.packing
+    found = parts.training_rows(settings.task, texts, own, length, packing)
+    batch = parts.batch_of(recipe.train)
+    asked = (settings.task, recipe.generation, model, texts, recipe.evaluation_rows, length, batch)
     at_evaluations = (
         *parts.reading("evaluating", model, found, "validation", batch, "evaluation"),
-        *parts.answering("evaluating", recipe, model, texts, most, recipe.sequence_length, batch, "evaluation"),
+        *parts.answering("evaluating", *asked, "evaluation"),
     )
-    more = {"teacher": teacher, "losses": tuple(recipe.losses), "may": ("lora",)}
-    training = parts.training(recipe, model, found, at_evaluations, **more)
+    training = Training(
+        "training",
+        model,
+        recipe.train,
+        *parts.row_lengths(found, length),
+        recipe.optimizer.name,
+        recipe.attn_implementation,
+        at_evaluations,
+        teacher,
+        tuple(recipe.losses),
+        ("lora",),
+    )
     after = [
         each for split in ("test", "validation") for each in parts.reading("evaluating", model, found, split, batch)
     ]
-    answers = parts.answering("evaluating", recipe, model, texts, most, recipe.sequence_length, batch)
+    answers = parts.answering("evaluating", *asked)
     of_teacher = [
         each
         for split in ("test", "validation")
@@ -56,8 +69,8 @@ def work(recipe: Recipe, known: dict[str, Known]) -> Work:
     alone = dataclasses.replace(training, what="training alone", teacher=None, losses=())
     return Work(
         [
-            *parts.making_rows(recipe, texts, own, recipe.packing),
-            *parts.of_targets(recipe, teacher, found, texts, batch),
+            *parts.making_rows(settings.task, texts, own, length, packing, recipe.output_dir),
+            *parts.of_targets(settings, teacher, found, texts, batch),
             training,
             *after,
             *answers,

@@ -23,11 +23,11 @@ def work(recipe: Recipe, known: dict[str, Known]) -> Work:
     notes = ("benchmarks are not counted",) if recipe.benchmarks else ()
     if not isinstance(texts, Texts):
         return Work([], notes=notes or ("how much data there is is not known here",), is_exact=False)
-    found = [
-        part for model in models.values() if isinstance(model, Model) for part in parts.scoring(recipe, model, texts)
+    scoring = recipe.scoring()
+    reads = [
+        part for model in models.values() if isinstance(model, Model) for part in parts.scored(scoring, model, texts)
     ]
     rows = min(texts.rows[recipe.split], recipe.limit or texts.rows[recipe.split])
-    scores = Chore(
-        "scores and intervals", parts.SCORING + rows * len(recipe.scoring().metrics) * parts.SCORING_A_ROW, 6e7
-    )
-    return Work([*found, scores], disk=rows * 2000.0, notes=notes, is_exact=texts.is_exact)
+    seconds = parts.SCORING + rows * len(scoring.metrics) * parts.SCORING_A_ROW
+    scores = Chore("scores and intervals", seconds, 6e7)
+    return Work([*reads, scores], disk=rows * 2000.0, notes=notes, is_exact=texts.is_exact)

@@ -17,7 +17,7 @@ def describe(recipe: Recipe, inputs: ResolvedInputs) -> dict[str, Any]:
 
 def work(recipe: Recipe, known: dict[str, Known]) -> Work:
     from hfkit.planning import parts, rows
-    from hfkit.planning.work import Chore
+    from hfkit.planning.work import Chore, Training
 
     base, texts = known["model"], known["data"] if isinstance(known["data"], Texts) else None
     if not isinstance(base, Model):
@@ -34,22 +34,32 @@ def work(recipe: Recipe, known: dict[str, Known]) -> Work:
         method or base.method,
         recipe.quantization or base.quantization,
     )
-    is_packed = recipe.packing and not recipe.as_task().has_classes
-    found = rows.examples(recipe, texts, model.tokens, recipe.sequence_length, is_packed)
+    is_packed = recipe.packing and not task.has_classes
+    found = rows.examples(task, texts, model.tokens, recipe.sequence_length, is_packed)
     batch, length, most = parts.batch_of(recipe.train), recipe.sequence_length, recipe.evaluation_rows
-    does = [
+    asked = (task, recipe.generation, model, texts, most, length, batch)
+    does = (
         *parts.reading("evaluating", model, found, "validation", batch, "evaluation"),
-        *parts.answering("evaluating", recipe, model, texts, most, length, batch, "evaluation"),
-    ]
-    training = parts.training(recipe, model, found, does, may=("lora", "quantization"))
+        *parts.answering("evaluating", *asked, "evaluation"),
+    )
+    training = Training(
+        "training",
+        model,
+        recipe.train,
+        *parts.row_lengths(found, length),
+        recipe.optimizer.name,
+        recipe.attn_implementation,
+        does,
+        may=("lora", "quantization"),
+    )
     merged = [Chore("merging", 2.0 + parts.weight_bytes(base) / 1e8)] if recipe.merge else []
     return Work(
         [
-            *parts.making_rows(recipe, texts, model.tokens, ""),
+            *parts.making_rows(task, texts, model.tokens, length, "", recipe.output_dir),
             training,
             *parts.reading("evaluating", model, found, "validation", batch),
             *parts.reading("evaluating", model, found, "test", batch),
-            *parts.answering("evaluating", recipe, model, texts, most, length, batch),
+            *parts.answering("evaluating", *asked),
             *merged,
             *(parts.measuring_costs({"before": base, "result": model}, recipe.accept)),
         ],

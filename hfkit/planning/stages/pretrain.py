@@ -14,7 +14,7 @@ def describe(recipe: Recipe, inputs: ResolvedInputs) -> dict[str, Any]:
 def work(recipe: Recipe, known: dict[str, Known]) -> Work:
     from hfkit.model import HfkitConfig
     from hfkit.planning import parts, rows
-    from hfkit.planning.work import Chore, Writing
+    from hfkit.planning.work import Chore, Training, Writing
     from hfkit.training import samples as of_samples
 
     tokens, texts = known["tokenizer"], known["data"]
@@ -26,11 +26,21 @@ def work(recipe: Recipe, known: dict[str, Known]) -> Work:
     found = rows.packed(given, model.tokens, recipe.sequence_length, recipe.packing)
     batch, count = parts.batch_of(recipe.train), len(recipe.prompts or range(3))
     reads = parts.reading("evaluating", model, found, "validation", batch, "evaluation")
-    training = parts.training(recipe, model, found, reads)
+    training = Training(
+        "training",
+        model,
+        recipe.train,
+        *parts.row_lengths(found, recipe.sequence_length),
+        recipe.optimizer.name,
+        recipe.attn_implementation,
+        tuple(reads),
+    )
     test_bytes = given.bytes["test"] if given is not None else 0
     return Work(
         [
-            *rows.tokenizing(given, model.tokens, parts.cache_of(recipe), recipe.sequence_length, recipe.packing),
+            *rows.tokenizing(
+                given, model.tokens, parts.cache_of(recipe.output_dir), recipe.sequence_length, recipe.packing
+            ),
             training,
             *parts.reading("evaluating", model, found, "validation", batch),
             *parts.reading("evaluating", model, found, "test", batch),

@@ -29,11 +29,12 @@ def work(recipe: Recipe, known: dict[str, Known]) -> Work:
         found += [looked] * (2 if recipe.pruning.is_mask else 1)
     cache = 0.0
     if recipe.recover is not None and recipe.train is not None:
-        made = parts.training_rows(recipe, texts, base.tokens, True, recipe.recover.packing)
+        task, packing = recipe.as_task(), recipe.recover.packing
+        made = parts.training_rows(task, texts, base.tokens, length, packing)
         batch, losses = parts.batch_of(recipe.train), tuple(recipe.recover.losses)
         teacher = whole if recipe.recover.has_teacher else None
         reads = tuple(parts.reading("evaluating", model, made, "validation", batch, "evaluation"))
-        count, lengths = parts.row_lengths(made, recipe)
+        count, lengths = parts.row_lengths(made, length)
         training = Training(
             "training",
             model,
@@ -46,10 +47,10 @@ def work(recipe: Recipe, known: dict[str, Known]) -> Work:
             teacher,
             losses,
         )
-        found += [*parts.making_rows(recipe, texts, base.tokens, recipe.recover.packing), training]
+        found += [*parts.making_rows(task, texts, base.tokens, length, packing, recipe.output_dir), training]
         models["recovered"], cache = model, parts.cache_bytes(made)
     return Work(
-        [*found, *parts.measuring(recipe, models, texts), Chore("scores and intervals", parts.SCORING)],
+        [*found, *parts.measuring(recipe.scoring(), models, texts), Chore("scores and intervals", parts.SCORING)],
         makes=model,
         disk=2 * parts.weight_bytes(model),
         cache=cache,

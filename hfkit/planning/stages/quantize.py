@@ -27,7 +27,7 @@ def work(recipe: Recipe, known: dict[str, Known]) -> Work:
     return Work(
         [
             Chore("quantizing", parts.QUANTIZING + parts.weight_bytes(whole) / 1e8, 2 * parts.weight_bytes(whole)),
-            *parts.measuring(recipe, {"before": base, "quantized": model}, texts),
+            *parts.measuring(recipe.scoring(), {"before": base, "quantized": model}, texts),
             Chore("scores and intervals", parts.SCORING),
         ],
         makes=model,
