@@ -121,6 +121,16 @@ def problems(capsys: pytest.CaptureFixture[str], *options: str, recipe: str = RE
 # ---- training
 
 
+def test_what_is_up_to_date_loads_no_library(there: Path) -> None:
+    """Nor does it hide a mistake: a section that was changed is checked by its own class."""
+    heavy = "{'torch', 'transformers'} & {*sys.modules}"
+    code = f"import sys; from hfkit import cli; assert not cli.main(sys.argv[1:]); assert not {heavy}, {heavy}"
+    command = [sys.executable, "-c", code, "run", "recipes/pretrain.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and "up to date" in done.stdout, done.stderr
+    assert cli.main(["run", "recipes/pretrain.yaml", "train.max_stepz=3"]) == 2
+
+
 def test_an_adapter_is_trained_and_its_base_left_alone(there: Path) -> None:
     before = manifest.sha256_of(Path("runs/pretrain/model.safetensors"))
     found = run("merge=true", "train.eval_strategy=steps", "train.eval_steps=2")

@@ -1,5 +1,6 @@
 """Which recipes must run first: the graph that the recipes are, read and checked."""
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib
@@ -18,7 +19,7 @@ from hfkit.data.tasks import TASKS
 from hfkit.errors import HfkitError, did_you_mean
 from hfkit.recipe import yaml_source
 from hfkit.recipe.fields import Input, ResolvedInput, ResolvedInputs, StageRecipe, marked
-from hfkit.recipe.validation import validate
+from hfkit.recipe.validation import parse, section_problems
 from hfkit.runtime.distributed import say
 
 _HUB_ID = re.compile(r"(?!runs/)[\w.-]+(/[\w.-]+)?")
@@ -110,10 +111,15 @@ def _resolve(
             stage = load_stage(name)
             before = len(problems)
             inputs = _resolve_inputs(source, stage.Recipe, known, [*above, place], problems)
-            node = Node(source, stage, validate(source, stage.Recipe), inputs)
-            if len(problems) == before:
-                _checked(node)
-                known[place] = node
+            recipe, mistakes = parse(source, stage.Recipe)
+            node = Node(source, stage, recipe, inputs) if recipe is not None else None
+            has_inputs = len(problems) == before  # otherwise one of them is wrong
+            if node is None or mistakes or not has_inputs or not _is_made(node):
+                mistakes += section_problems(source, stage.Recipe)
+            if mistakes:
+                raise HfkitError(*dict.fromkeys(mistakes))
+            if node is not None and has_inputs:
+                known[place] = _checked(node)
         except HfkitError as error:
             problems.extend(error.problems)
     return known[place]
@@ -213,16 +219,21 @@ def _implicit(
     return known.get(place)
 
 
+def _is_made(node: Node) -> bool:
+    """Whether its folder was made from the same, and so checked then: to know that it is up to date, no library has to
+    be loaded. What it is made from is noted, unless something is wrong with that, which a check tells."""
+    if not node.made_from:
+        with contextlib.suppress(HfkitError):
+            node.made_from = _made_from(node)
+    made = manifest.read_json(node.output_dir) or {}
+    return bool(node.made_from) and made.get("made_from") == node.made_from
+
+
 def _checked(node: Node) -> Node:
-    """The node, checked, with what it is made from. What stands there made from the same was checked when it was made:
-    to know that it is up to date, no library has to be loaded."""
-    try:
-        node.made_from = _made_from(node)
-    except HfkitError:
-        _check(node)  # which tells the key
-        raise
-    if (manifest.read_json(node.output_dir) or {}).get("made_from") != node.made_from:
+    """The node, checked, with what it is made from."""
+    if not _is_made(node):
         _check(node)
+        node.made_from = node.made_from or _made_from(node)
     return node
 
 

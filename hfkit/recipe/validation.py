@@ -24,18 +24,30 @@ def validate(source: Source, recipe_class: type[AnyRecipe]) -> AnyRecipe:
     Raises:
         HfkitError: with every mistake of the file and of the command line.
     """
-    problems, recipe = list(source.problems), None
+    recipe, problems = parse(source, recipe_class)
+    problems += section_problems(source, recipe_class)
+    if problems or recipe is None:
+        raise HfkitError(*dict.fromkeys(problems))
+    return recipe
+
+
+def parse(source: Source, recipe_class: type[AnyRecipe]) -> tuple[AnyRecipe | None, list[str]]:
+    """The typed recipe without a look at its sections, which takes their libraries; and its mistakes."""
+    problems = list(source.problems)
     try:
-        recipe = recipe_class.model_validate(source.values)
+        return recipe_class.model_validate(source.values), problems
     except pydantic.ValidationError as error:
-        problems += _explain(error, recipe_class, source, ())
+        return None, problems + _explain(error, recipe_class, source, ())
+
+
+def section_problems(source: Source, recipe_class: type[AnyRecipe]) -> list[str]:
+    """What the sections' own classes, which this imports, find wrong with them."""
+    problems: list[str] = []
     for name, section in marked(recipe_class, Section).items():
         section = section.of(source.values)
         if isinstance(source.values.get(name), dict) and section.target:
             problems += _section_problems(section, name, source)
-    if problems or recipe is None:
-        raise HfkitError(*dict.fromkeys(problems))
-    return recipe
+    return problems
 
 
 # ---- sections: the library's own classes
