@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
+from hfkit.artifacts.cache import beside
 from hfkit.compression.calibration import sparsity_of
 from hfkit.data.tokenizer import load_tokenizer
 from hfkit.distillation.data import training_data
@@ -44,7 +45,7 @@ def recover(
     tokenizer = load_tokenizer(str(pruned))
     args = training_arguments(settings.train, output)
     teacher = functools.cache(lambda: load_teacher(settings, teacher_path, args.device))
-    cache, width = output.parent / ".cache", len(tokenizer)
+    cache, width = beside(output), len(tokenizer)
     data = training_data(settings, data_path, teacher_path, tokenizer, teacher, width, cache)
     say(data.shown)
     set_seed(args.seed)

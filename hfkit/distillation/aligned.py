@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from hfkit.artifacts import manifest
+from hfkit.artifacts.cache import cached, path_of
 from hfkit.data import corpus
 from hfkit.data.corpus import Row
 from hfkit.data.rows.examples import pad
@@ -25,6 +26,7 @@ from hfkit.runtime.bars import Bar
 
 MOST_CHARACTERS = 16  # a token, looked at for a row: a document would else be tokenized once a row
 FILES = {"ids": np.int32, "learned": np.bool_, "partner": np.int32, "teacher_ids": np.int32}
+LAST = "aligned.json"  # written last
 FORMAT = 2  # of the files
 
 
@@ -94,12 +96,10 @@ def aligned_rows(
     for each in (tokenizer, teacher_tokenizer):
         digest.update(f"{each.backend_tokenizer.to_str()} {each.bos_token_id} {each.eos_token_id}".encode())
     digest.update(json.dumps([FORMAT, task.name, task.prompt, task.completion, length]).encode())
-    folder = cache / f"aligned-{digest.hexdigest()[:16]}"
-    if (folder / "aligned.json").exists():
-        return folder
-    with manifest.locked(folder), manifest.new_folder(folder) as work:
-        _write(work, task, length, place, tokenizer, teacher_tokenizer)
-    return folder
+    write = partial(
+        _write, task=task, length=length, place=place, tokenizer=tokenizer, teacher_tokenizer=teacher_tokenizer
+    )
+    return cached(path_of(cache, "aligned", digest.hexdigest()), LAST, write)
 
 
 def _write(
@@ -128,7 +128,7 @@ def _write(
     if len(starts) == 1:
         raise HfkitError(f"data: no row of {place} fits into sequence_length={length} for both tokenizers; raise it")
     np.save(work / "starts.npy", np.array(starts))
-    manifest.write_json(work / "aligned.json", {"tokens": starts[-1][0], "pairs": paired})
+    manifest.write_json(work / LAST, {"tokens": starts[-1][0], "pairs": paired})
 
 
 def _texts(
@@ -166,5 +166,5 @@ def add_alignment(data: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -
     """Let the student learn from aligned rows."""
     data.train = AlignedRows(folder)
     data.collate = partial(collate, pad_token_id=tokenizer.pad_token_id, plain=data.collate)
-    found = manifest.read_json(folder, "aligned.json") or {}
+    found = manifest.read_json(folder, LAST) or {}
     data.facts = {"aligned_share": found["pairs"] / found["tokens"]}

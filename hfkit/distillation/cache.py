@@ -34,6 +34,7 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from hfkit.artifacts import manifest
+from hfkit.artifacts.cache import path_of
 from hfkit.data.rows.packing import IGNORED
 from hfkit.distillation.cached_rows import TARGETS, Rows, RowsWithTargets, shard_path
 from hfkit.distillation.settings import Targets
@@ -108,7 +109,7 @@ def write_targets(
     entries = settings.draws if settings.method == "sampled" else min(settings.k, width)
     length = len(rows[0]["input_ids"])
     plan = Plan(teacher, rows_key, len(rows), length, settings.method, entries, temperature, width, seed)
-    folder = cache / f"targets-{plan.digest[:16]}"
+    folder = path_of(cache, "targets", plan.digest)
     with contextlib.ExitStack() as lock, torch.no_grad():
 
         def begin() -> list[int] | None:

@@ -11,6 +11,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfkit.artifacts import manifest
+from hfkit.artifacts.cache import path_of
 from hfkit.data import corpus
 from hfkit.distillation.settings import Distillation
 from hfkit.inference.generation import answers
@@ -47,7 +48,7 @@ def write_generated(
         },
     }
     digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
-    folder = cache / f"generated-{digest[:16]}"
+    folder = path_of(cache, "generated", digest)
     if on_main("generated", lambda: (folder / manifest.MANIFEST).exists()):
         return folder
     with contextlib.ExitStack() as lock:

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from hfkit.artifacts import manifest
+from hfkit.artifacts.cache import beside, path_of
 from hfkit.distillation.data import TrainingData
 from hfkit.metrics.catalogue import of_answers
 from hfkit.runtime.distributed import on_main
@@ -50,8 +51,8 @@ def teacher_scores(
     made_from: list[Any] = [manifest.content_of(place), manifest.content_of(asked.data)]
     made_from += [task.name, task.prompt, task.completion, task.messages]
     made_from += [asked.generation, asked.window, asked.count, packing]
-    name = hashlib.sha256(json.dumps([*made_from, trainer.args.bf16], default=str).encode()).hexdigest()[:16]
-    path = output.parent / ".cache" / f"teacher-{name}.json"
+    digest = hashlib.sha256(json.dumps([*made_from, trainer.args.bf16], default=str).encode()).hexdigest()
+    path = path_of(beside(output), "teacher", digest, ".json")
     if known := on_main("teacher known", lambda: manifest.read_json(path.parent, path.name)):
         return known
     model = trainer.accelerator.prepare_model(teacher(), evaluation_mode=True)

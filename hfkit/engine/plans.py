@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from hfkit.artifacts import manifest
+from hfkit.artifacts.cache import beside, path_of
 
 
 def _place(node: Any) -> Path:
-    return Path(node.output_dir).parent / ".cache" / "plans" / f"{node.fingerprint[:16]}.json"
+    return path_of(beside(Path(node.output_dir)), "plan", node.fingerprint, ".json")
 
 
 def keep(node: Any, planned: dict[str, Any]) -> None:

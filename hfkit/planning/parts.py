@@ -5,6 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from hfkit.artifacts.cache import beside
 from hfkit.compression.settings import WIDTHS
 from hfkit.data.tasks import Task
 from hfkit.distillation.settings import Distillation
@@ -117,7 +118,7 @@ def training_rows(
 
 def cache_of(output_dir: str | None) -> Path:
     """The folder beside the result that rows of tokens are kept in."""
-    return Path(output_dir or "runs/result").expanduser().parent / ".cache"
+    return beside(Path(output_dir or "runs/result").expanduser())
 
 
 def making_rows(

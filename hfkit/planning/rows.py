@@ -87,7 +87,7 @@ def tokenizing(texts: Texts | None, tokens: Tokens | None, cache: Path, *asked: 
         return [Chore("encoding examples", sum(texts.rows.values()) / ENCODED_A_SECOND, OF_ENCODING)]
     if texts.place is not None and tokens is not None and tokens.is_exact:
         folder = packing.folder_of(texts.place, tokens.tokenizer, *asked, cache)
-        if (folder / "tokens.json").exists():
+        if (folder / packing.LAST).exists():
             return []
     size = sum(texts.bytes.values())
     return [Chore("tokenizing", size / TOKENIZED_A_SECOND, min(15 * size, OF_TOKENIZING))]

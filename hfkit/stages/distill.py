@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import pydantic
 
+from hfkit.artifacts.cache import beside
 from hfkit.data.tasks import about_tasks
 from hfkit.data.tasks.keys import DistilledTask, TaskRecipe
 from hfkit.data.tokenizer import load_tokenizer
@@ -122,7 +123,7 @@ def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> dict[str, Any]:
     args = training_arguments(recipe.train, output)
     data_path, teacher_path = inputs["data"].path, inputs["teacher"].path
     teacher = functools.cache(lambda: load_teacher(settings, teacher_path, args.device))
-    data = training_data(settings, data_path, teacher_path, tokenizer, teacher, width, output.parent / ".cache")
+    data = training_data(settings, data_path, teacher_path, tokenizer, teacher, width, beside(output))
     say(data.shown)
 
     # Student

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 
+from hfkit.artifacts.cache import beside
 from hfkit.data import corpus
 from hfkit.data.chat import set_generation_ids
 from hfkit.data.tasks import about_tasks
@@ -128,7 +129,7 @@ def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> dict[str, Any]:
     checkpoint = newest_checkpoint(output)
     tokenizer = load_tokenizer(base_path, recipe.tokenizer_use, recipe.chat_template)
     args = training_arguments(recipe.train, output)
-    length, cache = recipe.sequence_length, output.parent / ".cache"
+    length, cache = recipe.sequence_length, beside(output)
     asked = (args.per_device_train_batch_size, recipe.generation, length, recipe.evaluation_rows)
     task_metrics = TaskMetrics(task, data_path, tokenizer, *asked)
     on_main("answers", task_metrics.refuse_rows)

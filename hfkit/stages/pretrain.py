@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 
+from hfkit.artifacts.cache import beside
 from hfkit.data import corpus
 from hfkit.data.tokenizer import load_tokenizer
 from hfkit.errors import HfkitError
@@ -108,7 +109,7 @@ def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> dict[str, Any]:
     logging.disable_progress_bar()  # of writing a few files
     checkpoint = newest_checkpoint(output)
     tokenizer = load_tokenizer(inputs["tokenizer"].path)
-    length, cache = recipe.sequence_length, output.parent / ".cache"
+    length, cache = recipe.sequence_length, beside(output)
     folder = on_main("tokens", lambda: str(token_rows(inputs["data"].path, tokenizer, length, recipe.packing, cache)))
     train_rows, validation_rows, test_rows = (PackedRows(Path(folder), split) for split in corpus.SPLITS)
     say(show_row(train_rows[0], tokenizer))

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from hfkit.artifacts import manifest
+from hfkit.artifacts.cache import cached, path_of
 from hfkit.data import corpus
 from hfkit.data.rows.packing import IGNORED
 from hfkit.data.tasks import Task
@@ -17,6 +18,8 @@ from hfkit.runtime.bars import Bar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+LAST = "examples.json"  # written last
 
 
 class Examples(torch.utils.data.Dataset):
@@ -33,7 +36,7 @@ class Examples(torch.utils.data.Dataset):
 
     def __init__(self, folder: Path, split: str):
         self.folder, self.split = folder, split
-        entry = json.loads((folder / "examples.json").read_text(encoding="utf-8"))
+        entry = json.loads((folder / LAST).read_text(encoding="utf-8"))
         self.labels: list[str] | None = entry["labels"]
         self.counts: dict[str, int] = entry["splits"][split]
         self.bytes = self.counts["bytes"]
@@ -125,14 +128,13 @@ def task_examples(place: str, task: Task, tokenizer: "PreTrainedTokenizerBase", 
     digest.update(tokenizer.backend_tokenizer.to_str().encode())
     said = [task.name, task.prompt, task.completion, task.messages, task.tools, task.label]
     digest.update(json.dumps([said, length, tokenizer.chat_template, tokenizer.eos_token_id]).encode())
-    folder = cache / f"examples-{digest.hexdigest()[:16]}"
-    if (folder / "examples.json").exists():
-        return folder
-    with manifest.locked(folder), manifest.new_folder(folder) as work:
+
+    def make(work: Path) -> None:
         labels = _labels(place, task) if task.has_classes else None
         splits = {split: _encode_split(place, split, task, tokenizer, length, labels, work) for split in corpus.SPLITS}
-        manifest.write_json(work / "examples.json", {"labels": labels, "splits": splits})
-    return folder
+        manifest.write_json(work / LAST, {"labels": labels, "splits": splits})
+
+    return cached(path_of(cache, "examples", digest.hexdigest()), LAST, make)
 
 
 def _labels(place: str, task: Task) -> list[str]:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from hfkit.artifacts import manifest
+from hfkit.artifacts.cache import cached, path_of
 from hfkit.data import corpus
 from hfkit.data.encoding import Encode, bulk_encoder
 from hfkit.errors import HfkitError
@@ -26,6 +27,7 @@ from hfkit.runtime.bars import Bar
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+LAST = "tokens.json"  # written last
 IGNORED = -100
 BATCH_BYTES = 1 << 20
 PROBE_TEXTS, PROBE_CHARACTERS = 200, 10_000  # on which a fast encoder must agree with the tokenizer
@@ -39,7 +41,7 @@ class PackedRows(torch.utils.data.Dataset):
 
     def __init__(self, folder: Path, split: str):
         self.folder, self.split = folder, split
-        entry = json.loads((folder / "tokens.json").read_text(encoding="utf-8"))
+        entry = json.loads((folder / LAST).read_text(encoding="utf-8"))
         self.sequence_length: int = entry["sequence_length"]
         self.is_masked: bool = entry["packing"] == "documents"
         self.bytes: int = entry["splits"][split]["bytes"]  # of text behind the predicted tokens
@@ -75,10 +77,8 @@ def token_rows(
     Raises:
         HfkitError: if a split has less than one row of tokens.
     """
-    folder = folder_of(place, tokenizer, sequence_length, packing, cache)
-    if (folder / "tokens.json").exists():
-        return folder
-    with manifest.locked(folder), manifest.new_folder(folder) as work:
+
+    def make(work: Path) -> None:
         dtype = "uint16" if len(tokenizer) <= 1 << 16 else "uint32"
         probe = [text[:PROBE_CHARACTERS] for text in islice(corpus.texts(place, "train"), PROBE_TEXTS)]
         encode, encoder = bulk_encoder(tokenizer, probe)
@@ -87,8 +87,9 @@ def token_rows(
             splits[split] = _pack_split(place, split, tokenizer, encode, sequence_length, packing, dtype, work)
         content = {"sequence_length": sequence_length, "packing": packing, "dtype": dtype, "splits": splits}
         content["encoder"] = encoder
-        manifest.write_json(work / "tokens.json", content)
-    return folder
+        manifest.write_json(work / LAST, content)
+
+    return cached(folder_of(place, tokenizer, sequence_length, packing, cache), LAST, make)
 
 
 def folder_of(
@@ -101,7 +102,7 @@ def folder_of(
     digest.update(manifest.content_of(place).encode())
     digest.update(tokenizer.backend_tokenizer.to_str().encode())
     digest.update(f"{tokenizer.bos_token_id} {tokenizer.eos_token_id} {sequence_length} {packing}".encode())
-    return cache / f"tokens-{digest.hexdigest()[:16]}"
+    return path_of(cache, "tokens", digest.hexdigest())
 
 
 def _pack_split(
