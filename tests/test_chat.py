@@ -23,7 +23,7 @@ from hfkit.data.chat import (
     set_generation_ids,
     set_template,
 )
-from hfkit.data.columns import BadRow, Columns, Row
+from hfkit.data.columns import BadRow, Columns, ReadRow
 from hfkit.data.parquet import ParquetWriters
 from hfkit.data.tasks import Task
 from hfkit.data.tasks.chat import Chat
@@ -404,4 +404,4 @@ def test_a_message_that_cannot_be_kept(message: dict[str, Any], reason: str) -> 
     good = Columns({"messages": "messages"}).row(
         {"messages": chat_of("a", "b")}, {"messages": "messages"}, "a.jsonl:2"
     )
-    assert isinstance(good, Row) and Task.messages in good.values
+    assert isinstance(good, ReadRow) and Task.messages in good.values

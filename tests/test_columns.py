@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from hfkit.data import corpus
-from hfkit.data.columns import BadRow, Columns, Row
+from hfkit.data.columns import BadRow, Columns, ReadRow
 from hfkit.data.sources import reading, stdlib
 from hfkit.data.sources.reading import Source
 from hfkit.errors import HfkitError
@@ -22,7 +22,7 @@ def lines(path: Path, *rows: Any) -> Path:
     return path
 
 
-def read(path: Path, kinds: dict[str, Any], labels: list[str] | None = None, **source: Any) -> list[Row | BadRow]:
+def read(path: Path, kinds: dict[str, Any], labels: list[str] | None = None, **source: Any) -> list[ReadRow | BadRow]:
     return list(reading.read(Source(files=str(path), **source), Columns(kinds, labels)))
 
 
@@ -66,7 +66,7 @@ def test_a_bad_label_is_told_with_line_and_column(
 ) -> None:
     path = lines(tmp_path / "rows.jsonl", *values)
     *good, bad = read(path, KINDS, labels)
-    assert all(isinstance(row, Row) for row in good)
+    assert all(isinstance(row, ReadRow) for row in good)
     assert isinstance(bad, BadRow) and bad.origin == f"{path}:{len(values)}"
     assert bad.reason.startswith('column "topic": ') and message in bad.reason
 
@@ -92,10 +92,10 @@ def test_a_value_of_another_kind_is_told(tmp_path: Path, kind: str, value: Any, 
 def test_labels_by_name_and_by_number(tmp_path: Path) -> None:
     rows = [{"question": "a", "topic": "y"}, {"question": "b", "topic": 0}]
     found = read(lines(tmp_path / "rows.jsonl", *rows), KINDS, ["x", "y"])
-    assert [row.values["topic"] for row in found if isinstance(row, Row)] == ["y", "x"]
+    assert [row.values["topic"] for row in found if isinstance(row, ReadRow)] == ["y", "x"]
     (tmp_path / "rows.csv").write_text("question,topic\na,1\n", encoding="utf-8")  # CSV has no numbers
     (row,) = read(tmp_path / "rows.csv", KINDS, ["x", "y"])
-    assert isinstance(row, Row) and row.values["topic"] == "y"
+    assert isinstance(row, ReadRow) and row.values["topic"] == "y"
 
 
 def test_labels_as_pandas_and_python_write_them(tmp_path: Path) -> None:
@@ -105,13 +105,13 @@ def test_labels_as_pandas_and_python_write_them(tmp_path: Path) -> None:
         ([1.0, True, 0], ["no", "yes"], ["yes", "yes", "no"]),
     ):
         path = lines(tmp_path / "rows.jsonl", *({"question": "a", "topic": value} for value in values))
-        assert [row.values["topic"] for row in read(path, KINDS, labels) if isinstance(row, Row)] == names
+        assert [row.values["topic"] for row in read(path, KINDS, labels) if isinstance(row, ReadRow)] == names
 
 
 def test_columns_have_other_names_in_each_source(tmp_path: Path) -> None:
     path = lines(tmp_path / "rows.jsonl", {"q": "a", "t": "x"})
     (row,) = read(path, KINDS, columns={"question": "q", "topic": "t"})
-    assert isinstance(row, Row) and row.values == {"question": "a", "topic": "x"}
+    assert isinstance(row, ReadRow) and row.values == {"question": "a", "topic": "x"}
     (tmp_path / "rows.csv").write_text("q,t\na,1\n", encoding="utf-8")
     with pytest.raises(HfkitError, match='has no column "topic", .*; set columns.topic: <column>'):
         read(tmp_path / "rows.csv", KINDS, columns={"question": "q"})

@@ -19,7 +19,7 @@ import pytest
 import zstandard
 
 from hfkit.data import cleaning, corpus
-from hfkit.data.columns import BadRow, Columns, Row
+from hfkit.data.columns import BadRow, Columns, ReadRow
 from hfkit.data.sources import reading, stdlib
 from hfkit.data.sources.reading import Source
 from hfkit.errors import HfkitError
@@ -31,16 +31,16 @@ BOM = b"\xef\xbb\xbf"
 LINE = '{"text": "fine"}\n'
 
 
-def read(**source: Any) -> list[Row | BadRow]:
+def read(**source: Any) -> list[ReadRow | BadRow]:
     return list(reading.read(Source.model_validate(source), Columns({"text": "text"})))
 
 
-def document(text: str, origin: str) -> Row:
-    return Row({"text": text}, origin)
+def document(text: str, origin: str) -> ReadRow:
+    return ReadRow({"text": text}, origin)
 
 
 def texts(**source: Any) -> list[str]:
-    return [row.values["text"] if isinstance(row, Row) else f"bad row: {row}" for row in read(**source)]
+    return [row.values["text"] if isinstance(row, ReadRow) else f"bad row: {row}" for row in read(**source)]
 
 
 def run(output: Path, *places: dict[str, Any], **keys: Any) -> tuple[dict[str, Any], dict[str, tuple[str, str]]]:

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hfkit.data import corpus
-from hfkit.data.columns import BadRow, Columns, Row
+from hfkit.data.columns import BadRow, Columns, ReadRow
 from hfkit.data.guess import guess
 from hfkit.data.sources.reading import Source, files_of, read
 from hfkit.data.tasks.text import Text
@@ -32,7 +32,7 @@ TEXTS = st.lists(st.sampled_from(['"', ",", "\n", "\r", "a", "text", "{", "}", "
 CONTENTS = st.one_of(st.binary(max_size=200), TEXTS.map(lambda parts: "".join(parts).encode()))
 
 
-def rows_of(path: Path, kinds: dict[str, Any] | None = None) -> list[Row | BadRow]:
+def rows_of(path: Path, kinds: dict[str, Any] | None = None) -> list[ReadRow | BadRow]:
     return list(read(Source(files=str(path)), Columns(kinds or {"text": "text"})))
 
 
@@ -52,7 +52,9 @@ def test_no_bytes_break_a_reader(tmp_path: Path, suffix: str) -> None:
         else:
             for row in found:
                 assert isinstance(row, BadRow) or row.values["text"].encode() is not None
-                assert row.origin.startswith(str(path)) and (isinstance(row, Row) or (row.reason and row.lines > 0))
+                assert row.origin.startswith(str(path)) and (
+                    isinstance(row, ReadRow) or (row.reason and row.lines > 0)
+                )
         try:
             guess(str(path), Text, {})
         except HfkitError as error:
@@ -103,7 +105,7 @@ def test_text_in_parquet_that_is_not_utf8_is_a_bad_row(tmp_path: Path) -> None:
     values = pyarrow.array([b"fine", b"x\xe9", b"also"], pyarrow.binary()).view(pyarrow.string())
     pyarrow.parquet.write_table(pyarrow.table({"text": values}), path)
     first, bad, last = rows_of(path)
-    assert isinstance(first, Row) and isinstance(last, Row) and last.origin == f"{path}:2"
+    assert isinstance(first, ReadRow) and isinstance(last, ReadRow) and last.origin == f"{path}:2"
     assert isinstance(bad, BadRow) and bad.origin == f"{path}:1" and "codec can't decode byte 0xe9" in bad.reason
     with pytest.raises(HfkitError, match=r"train\.parquet: cannot be read: .*0xe9.*; prepare the data again"):
         list(corpus.rows(str(tmp_path), "train"))
@@ -140,7 +142,7 @@ def test_csv_gives_back_what_was_written(tmp_path: Path, rows: list[list[str]]) 
         path.write_text(text.getvalue(), encoding="utf-8", newline="")
     except UnicodeEncodeError:
         return
-    assert [row.values["text"] for row in rows_of(path) if isinstance(row, Row)] == [row[0] for row in rows]
+    assert [row.values["text"] for row in rows_of(path) if isinstance(row, ReadRow)] == [row[0] for row in rows]
 
 
 def test_the_lines_that_a_bad_row_swallowed_count_and_the_first_is_named(tmp_path: Path) -> None:
@@ -173,7 +175,7 @@ def test_half_a_surrogate_pair_is_a_bad_row(tmp_path: Path, kind: str, value: An
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"x": "a" if kind != "texts" else ["a"]}) + "\n" + json.dumps({"x": value}) + "\n")
     good, bad = rows_of(path, {"x": kind})
-    assert isinstance(good, Row) and isinstance(bad, BadRow)
+    assert isinstance(good, ReadRow) and isinstance(bad, BadRow)
     assert bad.origin == f"{path}:2" and "is not UTF-8" in bad.reason
 
 

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from hfkit.artifacts import manifest
+from hfkit.artifacts.manifest import Json, Manifest
 from hfkit.errors import HfkitError
 
 
-def record(place: str, digest: str | None = None) -> dict[str, Any]:
+def record(place: str, digest: str | None = None) -> Json:
     """What a manifest keeps of an input: the whole of what that was made of, so that it is known when it is gone.
 
     Args:
@@ -35,7 +36,7 @@ def revision_of(place: str, kind: str = "model", revision: str = "main") -> str 
     return reference.read_text().strip() if reference.is_file() else None
 
 
-def pushed_to(entry: dict[str, Any]) -> dict[str, Any] | None:
+def pushed_to(entry: Json) -> Json | None:
     """Where the very content that a manifest names as an input lies on the Hub, as far as this machine knows."""
     made = manifest.read_json(Path(entry["place"])) if Path(entry["place"]).is_dir() else None
     return made.get("pushed") if made is not None and made.get("digest") == entry["digest"] else None
@@ -56,7 +57,7 @@ def of(folder: Path) -> str:
     return tree(str(folder), made, is_checked=True)
 
 
-def tree(folder: str, made: dict[str, Any], is_checked: bool = False) -> str:
+def tree(folder: str, made: Manifest, is_checked: bool = False) -> str:
     """The lineage as lines of text.
 
     Args:
@@ -71,7 +72,7 @@ def tree(folder: str, made: dict[str, Any], is_checked: bool = False) -> str:
 
 
 def _branches(
-    entry: dict[str, Any], indent: str, checks: dict[str, str] | None, seen: set[tuple[str, str | None]]
+    entry: Json, indent: str, checks: dict[str, str] | None, seen: set[tuple[str, str | None]]
 ) -> Iterator[str]:
     """The inputs of an entry, each with its own; what stands above already is named alone."""
     entries = list(entry.get("inputs", {}).items())
@@ -92,7 +93,7 @@ def _branches(
             yield from _branches(value, indent + deeper, checks, seen)
 
 
-def _described(entry: dict[str, Any]) -> str:
+def _described(entry: Json) -> str:
     words = [entry["place"], entry["stage"] or "", _short(entry["digest"]).strip()]
     if entry.get("revision"):
         words.append(f"revision {entry['revision'][:12]}")

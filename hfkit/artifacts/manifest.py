@@ -17,6 +17,9 @@ from filelock import FileLock, Timeout
 from hfkit.errors import HfkitError
 from hfkit.version import __version__
 
+Json = dict[str, Any]  # an object of a JSON file
+Manifest = dict[str, Any]  # what `hfkit.json` says
+Metrics = dict[str, Any]  # what `metrics.json` says
 MANIFEST = "hfkit.json"
 STARTED = "hfkit.started.json"  # what an unfinished folder is being made from
 ADAPTER = "adapter_config.json"  # in the folder of an adapter, as peft writes it
@@ -25,7 +28,7 @@ DIGEST_EXCLUDES = {MANIFEST, STARTED, "README.md", "metrics.json", "metrics.json
 LIBRARIES = ("torch", "transformers", "datasets", "peft", "accelerate", "evaluate", "bitsandbytes", "tokenizers")
 
 
-def read_json(folder: Path, name: str = MANIFEST) -> dict[str, Any] | None:
+def read_json(folder: Path, name: str = MANIFEST) -> Json | None:
     """A JSON file of a folder, or None where it is not there.
 
     Raises:
@@ -122,7 +125,7 @@ def digest_of(files: dict[str, dict[str, Any]]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def changed_files(folder: Path, made: dict[str, Any]) -> list[str]:
+def changed_files(folder: Path, made: Manifest) -> list[str]:
     """The files of a finished folder that are missing, or no longer what they were, but for its reports."""
     return [
         name
@@ -140,7 +143,7 @@ def content_of(place: str) -> str:
     return (read_json(folder) or {}).get("digest") or digest_of(describe_files(folder))
 
 
-def finish(folder: Path, content: dict[str, Any]) -> None:
+def finish(folder: Path, content: Manifest) -> None:
     """Write `hfkit.json`, which makes the folder finished: `content`, the files and what they were made with."""
     files = describe_files(folder)
     versions = {"hfkit": __version__, "python": platform.python_version()}
@@ -152,7 +155,7 @@ def finish(folder: Path, content: dict[str, Any]) -> None:
     write_json(folder / MANIFEST, manifest)
 
 
-def check_whole(folder: Path, manifest: dict[str, Any]) -> None:
+def check_whole(folder: Path, manifest: Manifest) -> None:
     """Check the sizes of a finished folder's files against its manifest.
 
     Raises:

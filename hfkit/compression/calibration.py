@@ -14,6 +14,7 @@ from hfkit.errors import HfkitError
 from hfkit.model.heads import decoder_of
 from hfkit.model.matrices import matrices_of, weight_of
 from hfkit.model.slicing import layers_name
+from hfkit.recipe.fields import Arguments
 from hfkit.runtime.bars import Bar
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def _calls(model: "PreTrainedModel", layers: Sequence[nn.Module], ids: Tensor) -
     """What the decoder calls its first layers with, (arguments, options) of each. It goes no further."""
     calls = list[tuple[tuple, dict[str, Any]]]()
 
-    def note(_: nn.Module, args: tuple, options: dict[str, Any]) -> None:
+    def note(_: nn.Module, args: tuple, options: Arguments) -> None:
         calls.append((args, options))
         if len(calls) == len(layers):
             raise _Reached

@@ -17,9 +17,10 @@ from hfkit.model.loading import auto_class_of, load_config
 from hfkit.model.matrices import matrices_of, weight_of
 from hfkit.model.quantized import empty_model
 from hfkit.model.slicing import check_slice, layers_name, sliced
+from hfkit.recipe.fields import Arguments
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 def problems_with(
@@ -83,7 +84,7 @@ def _check_groups(
             return
 
 
-def prune(model: Any, pruning: Pruning, rows: torch.Tensor | None) -> tuple[Any, dict[str, Any]]:
+def prune(model: "PreTrainedModel", pruning: Pruning, rows: torch.Tensor | None) -> tuple[Any, dict[str, Any]]:
     """The pruned model, and what is to be said of it. With masks it is the same model, changed in place.
 
     Args:
@@ -105,5 +106,5 @@ def prune(model: Any, pruning: Pruning, rows: torch.Tensor | None) -> tuple[Any,
     return sliced(model, layers=kept), {"kept_layers": kept}
 
 
-def _widths(pruning: Pruning) -> dict[str, Any]:
+def _widths(pruning: Pruning) -> Arguments:
     return {name: getattr(pruning, name) for name in WIDTHS if getattr(pruning, name) is not None}

@@ -11,7 +11,7 @@ from torch import nn
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.base import HfQuantizer
 
-from hfkit.artifacts.manifest import is_adapter
+from hfkit.artifacts.manifest import Metrics, is_adapter
 from hfkit.data.chat import set_generation_ids
 from hfkit.data.tasks import Task
 from hfkit.errors import HfkitError, did_you_mean, reason
@@ -19,6 +19,7 @@ from hfkit.model.loading import auto_class_of, load_config, load_model
 from hfkit.model.matrices import MATRICES, matrices_of, weight_of
 from hfkit.model.quantized import bitsandbytes_config, empty_model, quantized_modules, whole_modules
 from hfkit.model.vocabulary import grow
+from hfkit.recipe.fields import Arguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,7 +48,7 @@ class Scheme(NamedTuple):
         return outputs * inputs * self.bits / 8 + groups * self.group_bytes + self.matrix_bytes
 
 
-def scheme_of(method: str, options: dict[str, Any]) -> Scheme:
+def scheme_of(method: str, options: Arguments) -> Scheme:
     """What the format of a method promises."""
     if method == "bitsandbytes" and options.get("load_in_8bit"):
         return Scheme(8, None, 4, 64)
@@ -59,7 +60,7 @@ def scheme_of(method: str, options: dict[str, Any]) -> Scheme:
     return Scheme(options["bits"], options.get("group_size", 128), 8, 4096)  # gptq keeps the group of each input too
 
 
-def problems(method: str, options: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def problems(method: str, options: Arguments) -> Iterator[tuple[str, str]]:
     """Why a method does not run here."""
     if method == "bitsandbytes":
         if bool(options.get("load_in_8bit")) == bool(options.get("load_in_4bit")):
@@ -86,7 +87,7 @@ def problems(method: str, options: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def problems_with(
-    place: str, method: str, options: dict[str, Any], has_classes: bool, trust_remote_code: bool
+    place: str, method: str, options: Arguments, has_classes: bool, trust_remote_code: bool
 ) -> Iterator[tuple[str, str]]:
     """Why the model at `place` cannot be quantized, from its configuration.
 
@@ -119,12 +120,12 @@ def quantize(
     place: str,
     output: Path,
     method: str,
-    options: dict[str, Any],
+    options: Arguments,
     task: Task,
     texts: list[str],
     tokenizer: "PreTrainedTokenizerBase",
     trust_remote_code: bool,
-) -> dict[str, Any]:
+) -> Metrics:
     """Write the quantized model and its tokenizer.
 
     Args:
@@ -184,7 +185,9 @@ def promised_bytes(empty: nn.Module, quantized: list[str], scheme: Scheme) -> in
     return round(sum(scheme.bytes_of(modules[name]) for name in quantized) + rest + headers)
 
 
-def _settings(method: str, options: dict[str, Any], empty: Any, tokenizer: Any, texts: list[str]) -> Any:
+def _settings(
+    method: str, options: Arguments, empty: Any, tokenizer: "PreTrainedTokenizerBase", texts: list[str]
+) -> Any:
     """The configuration of a method for a model, whose list of modules to skip adds to those that stay whole."""
     whole = whole_modules(empty)
     try:

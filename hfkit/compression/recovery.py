@@ -9,6 +9,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from hfkit.artifacts.cache import beside
+from hfkit.artifacts.manifest import Metrics
 from hfkit.compression.calibration import sparsity_of
 from hfkit.data.tokenizer import load_tokenizer
 from hfkit.distillation.data import training_data
@@ -31,7 +32,7 @@ def recover(
     output: Path,
     has_teacher: bool,
     has_masks: bool,
-) -> dict[str, Any]:
+) -> Metrics:
     """Train the model in `pruned` and save it in `output`. Call it on every process.
 
     Args:

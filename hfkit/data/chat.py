@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hfkit.errors import HfkitError, did_you_mean, reason
+from hfkit.recipe.fields import Arguments
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Turns = list[dict[str, Any]]
 
@@ -167,7 +168,7 @@ def ends_of_answer(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     return [each for each in tokenizer(after, add_special_tokens=False)["input_ids"] if each in added][:1]
 
 
-def generation_ids(tokenizer: "PreTrainedTokenizerBase", is_chat: bool) -> dict[str, Any]:
+def generation_ids(tokenizer: "PreTrainedTokenizerBase", is_chat: bool) -> Arguments:
     """`eos_token_id` and `pad_token_id` of a generation: where a text ends, of a chat also where an answer does.
 
     Every generation of hfkit takes them from here, and every saved model carries them in its `generation_config`.
@@ -181,7 +182,7 @@ def generation_ids(tokenizer: "PreTrainedTokenizerBase", is_chat: bool) -> dict[
     return found
 
 
-def set_generation_ids(model: Any, tokenizer: "PreTrainedTokenizerBase", is_chat: bool) -> None:
+def set_generation_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", is_chat: bool) -> None:
     """Let a model's own `generation_config` stop and pad where hfkit does."""
     for name, value in generation_ids(tokenizer, is_chat).items():
         setattr(model.generation_config, name, value)

@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from hfkit.data.columns import BadRow, Columns, Kind, Row
-from hfkit.data.corpus import stored_message
+from hfkit.data.columns import BadRow, Columns, Kind, ReadRow
+from hfkit.data.corpus import Row, stored_message
 from hfkit.data.sources.files import read_lines
 from hfkit.data.sources.reading import Slice, Source, names_in
 from hfkit.privacy.secrets import without_places
@@ -84,11 +84,11 @@ class Cleaning:
         source, rows = self.sources[piece.source], piece.rows
         if not isinstance(rows, list):
             rows = list(read_lines(rows, self.columns, names_in(source, self.columns)))
-        size = sum(len(text) for row in rows if isinstance(row, Row) for text in _all_texts(row.values))
-        left_out = Counter(name for row in rows if isinstance(row, Row) for name in row.left_out)
+        size = sum(len(text) for row in rows if isinstance(row, ReadRow) for text in _all_texts(row.values))
+        left_out = Counter(name for row in rows if isinstance(row, ReadRow) for name in row.left_out)
         return CleanSlice([self._clean(row, source) for row in rows], left_out, size)
 
-    def _clean(self, row: Row | BadRow, source: Source) -> CleanRow | BadRow | str:
+    def _clean(self, row: ReadRow | BadRow, source: Source) -> CleanRow | BadRow | str:
         origin = _stored_origin(row.origin)
         if isinstance(row, BadRow):
             return row._replace(origin=origin, reason=printable(row.reason))
@@ -108,20 +108,20 @@ class Cleaning:
             origin,
         )
 
-    def reason_to_drop(self, values: dict[str, Any]) -> str | None:
+    def reason_to_drop(self, values: Row) -> str | None:
         texts = list(_all_texts(values))
         if not all(text.strip() for text in texts):
             return "empty"
         return "too short" if sum(map(len, texts)) < self.min_characters else None
 
-    def key(self, values: dict[str, Any]) -> bytes:
+    def key(self, values: Row) -> bytes:
         """What tells rows apart: the one text there is, or all that the columns hold."""
         names = self.key_columns
         if len(names) == 1 and isinstance(values[names[0]], str):
             return _digest(values[names[0]])
         return _digest(json.dumps([values[name] for name in names], ensure_ascii=False))
 
-    def split_of(self, values: dict[str, Any], group: str | None, key: bytes) -> str:
+    def split_of(self, values: Row, group: str | None, key: bytes) -> str:
         """The split of a row: by its own hash, so that it stays where it is when the data grows, or its group's."""
         if self.group_column is not None:
             group = str(values[self.group_column])
@@ -186,7 +186,7 @@ def _cleaned(value: Any, repair: bool) -> Any:
     return [_cleaned(each, repair) for each in value] if isinstance(value, list) else value
 
 
-def _all_texts(values: dict[str, Any]) -> Iterator[str]:
+def _all_texts(values: Row) -> Iterator[str]:
     for value in values.values():
         if isinstance(value, str):
             yield value

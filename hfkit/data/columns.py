@@ -15,7 +15,7 @@ FIELDS = ("name", "tool_calls", "tool_call_id", "reasoning_content")
 ALIASES = {"reasoning": "reasoning_content", "thinking": "reasoning_content"}
 
 
-class Row(NamedTuple):
+class ReadRow(NamedTuple):
     """One row and where it came from: `books.jsonl:17`. Rows of one group must not be parted by a split.
 
     `left_out` names the fields of messages that held something and are not kept, each as often as it did.
@@ -58,7 +58,7 @@ class Columns:
 
     def row(
         self, found: Mapping[str, Any], names: dict[str, str], origin: str, group: str | None = None
-    ) -> Row | BadRow:
+    ) -> ReadRow | BadRow:
         """The row of the values that were found under `names` (of this data set -> of the source)."""
         values: dict[str, Any] = {}
         self._left_out = []
@@ -72,7 +72,7 @@ class Columns:
                 _check_encodable(values[column])
             except ValueError as error:
                 return BadRow(origin, f'column "{name}": {error}')
-        return Row(values, origin, group, tuple(self._left_out))
+        return ReadRow(values, origin, group, tuple(self._left_out))
 
     @property
     def is_settled(self) -> bool:

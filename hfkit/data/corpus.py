@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hfkit.artifacts.manifest import Json
 from hfkit.errors import HfkitError, reason, way_to
 
 SPLITS = ("train", "validation", "test")
@@ -47,7 +48,7 @@ def _is_chat(kind: Any) -> bool:
     return pyarrow.types.is_list(kind) and pyarrow.types.is_struct(kind.value_type)
 
 
-def _message(stored: dict[str, Any]) -> dict[str, Any]:
+def _message(stored: Json) -> dict[str, Any]:
     """A message of a chat with the fields that it has; tool calls are stored as JSON text."""
     found = {name: value for name, value in stored.items() if value is not None}
     if isinstance(found.get("tool_calls"), str):

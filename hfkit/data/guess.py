@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hfkit.data.columns import Kind
+from hfkit.data.corpus import Row
 from hfkit.data.sources.files import FORMATS, format_of, open_file
 from hfkit.data.sources.reading import Source, files_of
 from hfkit.data.tasks import Task
@@ -45,7 +46,7 @@ def is_data_file(place: str) -> bool:
     return format_of(path) in FORMATS
 
 
-def guess(files: str, task: type[Task], values: dict[str, Any]) -> Guess:
+def guess(files: str, task: type[Task], values: Row) -> Guess:
     """The columns of data files for a task.
 
     Args:
@@ -85,7 +86,7 @@ def _kind(key: str, value: Any) -> Kind:
     return "labels" if key == "label" and is_list else KINDS.get(key, "text")
 
 
-def _unknown(path: Path, row: dict[str, Any], task: str, key: str) -> str:
+def _unknown(path: Path, row: Row, task: str, key: str) -> str:
     """The columns, and the two lines that say what they are."""
     there = "\n".join(f"    {name}: {shown(value)}" for name, value in row.items())
     several = "{<column>}" if key in TEMPLATES else "<column>"
@@ -96,7 +97,7 @@ def _unknown(path: Path, row: dict[str, Any], task: str, key: str) -> str:
     )
 
 
-def _first_row(path: Path) -> dict[str, Any]:
+def _first_row(path: Path) -> Row:
     """The first row of a file by its columns; empty where it has none that can be read, which `prepare` tells."""
     try:
         return _read_first(path)
@@ -104,7 +105,7 @@ def _first_row(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _read_first(path: Path) -> dict[str, Any]:
+def _read_first(path: Path) -> Row:
     kind = format_of(path)
     if kind == ".parquet":
         import pyarrow.parquet

@@ -26,7 +26,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from safetensors.numpy import save
 
 from hfkit.artifacts import manifest
 from hfkit.artifacts.cache import path_of
+from hfkit.artifacts.manifest import Json
 from hfkit.data.rows.packing import IGNORED
 from hfkit.distillation.cached_rows import TARGETS, Rows, RowsWithTargets, shard_path
 from hfkit.distillation.settings import Targets
@@ -246,7 +247,7 @@ def _finish(folder: Path, plan: Plan, rows: Rows, logits_of: LogitsOf) -> None:
         say(f"  WARNING: more than {MOST_BYTES} bytes a token; fewer draws, or a smaller k, take less")
 
 
-def _summary(folder: Path, plan: Plan) -> dict[str, Any]:
+def _summary(folder: Path, plan: Plan) -> Json:
     """What `targets.json` says, but for the bias."""
     sizes = [safe_open(shard_path(folder, index), "numpy").get_tensor("sizes") for index in range(plan.shards)]
     tokens, entries = sum(map(len, sizes)), sum(int(each.sum(dtype=np.int64)) for each in sizes)

@@ -1,7 +1,7 @@
 """The objective of a distillation: its losses, computed from one forward pass of the student, in chunks of tokens."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -13,6 +13,10 @@ from hfkit.distillation.settings import Loss, layer_pairs
 from hfkit.distillation.teacher import Layers, Teacher, Watch, allowed, layers_of
 from hfkit.model.heads import TRAINING_ONLY, causal_of
 from hfkit.training.chunked_head import chunk_tokens, chunked_head
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 PROJECTIONS = TRAINING_ONLY.removesuffix(".")
 
@@ -61,7 +65,9 @@ class Objective:
         parts: of the last batch, the sum of each loss over its tokens, unweighted.
     """
 
-    def __init__(self, losses: list[Loss], student: Any, teacher_config: Any, width: int, compiled: bool):
+    def __init__(
+        self, losses: list[Loss], student: "PreTrainedModel", teacher_config: Any, width: int, compiled: bool
+    ):
         self.losses = [each for each in losses if each.weight]
         self.names = _names(self.losses)
         self.terms = [Term.of(each) for each in self.losses]
@@ -98,7 +104,7 @@ class Objective:
     def needs_teacher_logits(self) -> bool:
         return any(each.spec.compares == "logits" for each in self.losses)
 
-    def _project(self, student: Any, width: int, teacher_width: int) -> None:
+    def _project(self, student: "PreTrainedModel", width: int, teacher_width: int) -> None:
         """Give the student a learned map to the teacher's width for each pair of layers that is compared so."""
         maps = nn.ModuleDict()
         for index in self.of_layers:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from hfkit.artifacts import manifest
 from hfkit.artifacts.cache import beside, path_of
+from hfkit.artifacts.manifest import Metrics
 from hfkit.distillation.data import TrainingData
 from hfkit.metrics.catalogue import of_answers
 from hfkit.runtime.distributed import on_main
@@ -73,7 +74,7 @@ def gap_closed(teacher: float, student: float, alone: float) -> float | None:
     return (alone - student) / (alone - teacher) if alone > teacher else None
 
 
-def compared(found: dict[str, Scores]) -> dict[str, Any]:
+def compared(found: dict[str, Scores]) -> Metrics:
     """What `metrics.json` says: the student's own scores, `teacher_*` and `alone_*`, and what they come to.
 
     `retention` is the share of the teacher's quality that the student keeps, 1 for all of it: of scores such as
@@ -94,7 +95,7 @@ def compared(found: dict[str, Scores]) -> dict[str, Any]:
     return metrics
 
 
-def summary(metrics: dict[str, Any], found: dict[str, Scores], output: Path) -> str:
+def summary(metrics: Metrics, found: dict[str, Scores], output: Path) -> str:
     """The result for someone who has never distilled a model."""
     columns = [whose for whose in COLUMNS if whose in found]
     lines = ["", f"  {'test':<16}" + "".join(f"{COLUMNS[whose]:>17}" for whose in columns)]

@@ -12,6 +12,8 @@ from hfkit.recipe.fields import RecipePart
 from hfkit.training.settings import BadSteps, Optimizer
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     LossName = str
 else:
     LossName = Literal[tuple(LOSSES)]
@@ -176,7 +178,7 @@ def spread(student_layers: int, teacher_layers: int) -> list[list[int]]:
     return [[index, (index + 1) * teacher_layers // student_layers - 1] for index in range(student_layers)]
 
 
-def layer_pairs(loss: Loss, student: Any, teacher: Any) -> list[list[int]]:
+def layer_pairs(loss: Loss, student: "PretrainedConfig", teacher: "PretrainedConfig") -> list[list[int]]:
     """The pairs of layers that a loss compares.
 
     Args:

@@ -79,7 +79,7 @@ class Teacher:
         compiled: whether to compile the decoder.
     """
 
-    def __init__(self, model: Any, watched: set[int], options: dict[str, bool], compiled: bool = False):
+    def __init__(self, model: "PreTrainedModel", watched: set[int], options: dict[str, bool], compiled: bool = False):
         self.model = model.requires_grad_(False).eval()
         self.watch = Watch(model, watched, "teacher") if watched else None
         self.options = options
@@ -122,7 +122,7 @@ def load_teacher(settings: Distillation, place: str, device: torch.device) -> "P
     return model
 
 
-def placed(model: Any, accelerator: "Accelerator") -> Any:
+def placed(model: "PreTrainedModel", accelerator: "Accelerator") -> Any:
     """The model where Accelerate puts it: whole on each device, or its layers in shards where the student is."""
     if not accelerator.is_fsdp2:
         return accelerator.prepare_model(model, evaluation_mode=True)

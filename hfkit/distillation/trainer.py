@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, TrainingArguments
 
+from hfkit.artifacts.manifest import Json
 from hfkit.data.rows.examples import pad
 from hfkit.data.rows.learned import BOUNDS
 from hfkit.data.rows.packing import IGNORED
@@ -19,6 +20,7 @@ from hfkit.distillation.teacher import INPUTS, Teacher, placed
 from hfkit.inference.batches import padded
 from hfkit.inference.generation import generating_with
 from hfkit.model.heads import causal_of, portable_attention
+from hfkit.recipe.fields import Arguments
 from hfkit.training.compilation import uncompiled
 from hfkit.training.decisions import settle
 from hfkit.training.task_metrics import TaskMetrics
@@ -42,7 +44,7 @@ class DistillationTrainer(HfkitTrainer):
         objective: Objective,
         teacher: Teacher | None = None,
         on_policy_share: float = 0.0,
-        generation: dict[str, Any] | None = None,
+        generation: Arguments | None = None,
         **kwargs: Any,
     ):
         super().__init__(*args, loss_of=objective, **kwargs)
@@ -109,7 +111,7 @@ class DistillationTrainer(HfkitTrainer):
             examples.append({"input_ids": torch.cat([context, learned]), "labels": labels})
         return pad(examples, pad_id)
 
-    def _room(self, batch: dict[str, torch.Tensor], prompts: list[list[int]], model: Any) -> int:
+    def _room(self, batch: dict[str, torch.Tensor], prompts: list[list[int]], model: "PreTrainedModel") -> int:
         """How many tokens are written where the recipe does not say it: as many as the data's own longest row has
         behind the shortest prompt, within the model's positions."""
         lengths = [len(prompt) for prompt in prompts]
@@ -126,7 +128,7 @@ def student_trainer(
     task_metrics: TaskMetrics,
     teacher: Callable[[], PreTrainedModel] | None,
     width: int,
-    decided: dict[str, Any] | None = None,
+    decided: Json | None = None,
 ) -> HfkitTrainer:
     """The trainer of a student; without a teacher, with cross-entropy alone.
 

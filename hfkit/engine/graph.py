@@ -14,6 +14,7 @@ from typing import Any
 
 from hfkit import stages
 from hfkit.artifacts import manifest
+from hfkit.artifacts.manifest import Json
 from hfkit.data.guess import guess, is_data_file
 from hfkit.data.tasks import TASKS
 from hfkit.errors import HfkitError, did_you_mean
@@ -249,7 +250,7 @@ def _part(text: str) -> str | int:
     return int(text) if text.isdigit() else text
 
 
-def _made_from(node: Node) -> dict[str, Any]:
+def _made_from(node: Node) -> Json:
     """What the result depends on: compared with what a folder on disk was made from."""
     inputs = {key.split(".")[0] for key in node.inputs}
     written = node.recipe.model_dump(mode="json", exclude_defaults=True, exclude={"output_dir", "push", *inputs})

@@ -7,13 +7,14 @@ from typing import Any
 
 from hfkit.artifacts import manifest
 from hfkit.artifacts.cache import beside, path_of
+from hfkit.artifacts.manifest import Json
 
 
 def _place(node: Any) -> Path:
     return path_of(beside(Path(node.output_dir)), "plan", node.fingerprint, ".json")
 
 
-def keep(node: Any, planned: dict[str, Any]) -> None:
+def keep(node: Any, planned: Json) -> None:
     """Keep what a plan for this machine said of a recipe, a `hfkit.engine.graph.Node`, for its card."""
     place = _place(node)
     with contextlib.suppress(OSError):  # a plan changes nothing, and needs no folder that it may write to
@@ -21,7 +22,7 @@ def keep(node: Any, planned: dict[str, Any]) -> None:
         manifest.write_json(place, {"fingerprint": node.fingerprint, **planned})
 
 
-def kept(node: Any) -> dict[str, Any] | None:
+def kept(node: Any) -> Json | None:
     """What the last `hfkit plan` for this machine said of this very recipe: `seconds`, `peak_memory_bytes`,
     `energy_kwh`, `co2_kg`, `dollars`, `disk_bytes`, `tokens`, `steps`. None where there was none."""
     try:

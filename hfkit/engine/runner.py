@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hfkit.artifacts import lineage, manifest
+from hfkit.artifacts.manifest import Json, Manifest, Metrics
 from hfkit.engine import graph, plans, states
 from hfkit.errors import HfkitError
 from hfkit.privacy.secrets import without_secrets
@@ -127,7 +128,7 @@ def _give_up(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def _finish(node: graph.Node, folder: Path, metrics: dict[str, Any], spent: dict[str, Any]) -> list[str]:
+def _finish(node: graph.Node, folder: Path, metrics: Metrics, spent: Json) -> list[str]:
     """Write the numbers and the card, then `hfkit.json`, which makes the folder finished.
 
     Args:
@@ -163,7 +164,7 @@ def _tidy(folder: Path) -> None:
     (folder / manifest.STARTED).unlink(missing_ok=True)
 
 
-def _content(node: graph.Node) -> dict[str, Any]:
+def _content(node: graph.Node) -> Manifest:
     """What a manifest says of how the folder is made."""
     of_folders = node.made_from["inputs"]  # where hfkit did not make them, it is the digest of their files
     inputs = {key: lineage.record(given.path, of_folders.get(key)) for key, given in node.resolved().items()}

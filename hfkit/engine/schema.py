@@ -5,12 +5,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from hfkit.artifacts.manifest import Json
 from hfkit.engine import graph, reference
 from hfkit.recipe.fields import Input, Section, marked
 from hfkit.recipe.validation import section_model
 
 
-def of_stage(name: str) -> dict[str, Any]:
+def of_stage(name: str) -> Json:
     """The schema of a stage's recipe. The sections are those of the installed libraries, whose versions it names."""
     recipe_class = graph.load_stage(name).Recipe
     schema: dict[str, Any] = recipe_class.model_json_schema()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hfkit.artifacts import manifest
+from hfkit.artifacts.manifest import Json, Manifest
 from hfkit.engine.graph import Node, in_order
 from hfkit.errors import HfkitError, Rejected
 
@@ -65,7 +66,7 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _changed_defaults(made: dict[str, Any], node: Node, told: set[str]) -> list[str]:
+def _changed_defaults(made: Manifest, node: Node, told: set[str]) -> list[str]:
     """Keys that neither recipe sets, and whose default is another now. A new key changes nothing by its default."""
     skipped = {"output_dir", *(key.split(".")[0] for key in node.inputs)}
     now = _flat(json.loads(node.recipe.model_dump_json(exclude={"push", *skipped})))
@@ -77,7 +78,7 @@ def _changed_defaults(made: dict[str, Any], node: Node, told: set[str]) -> list[
     ]
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def _flat(value: Any, prefix: str = "") -> Json:
     if not isinstance(value, dict):
         return {prefix: value}
     return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}.{key}" if prefix else key).items()}

@@ -2,9 +2,9 @@
 
 import time
 from pathlib import Path
-from typing import Any
 
 from hfkit.artifacts import manifest
+from hfkit.artifacts.manifest import Json, Metrics
 from hfkit.data.corpus import Row
 from hfkit.evaluation.measuring import measure
 from hfkit.evaluation.outcomes import same_tokens, statistics_of
@@ -18,9 +18,7 @@ KEPT = ("perplexity_low", "perplexity_high")  # of what is taken per token, wher
 MODEL_INPUTS = ("model", "teacher", "student")
 
 
-def compared(
-    scoring: Scoring, rows: list[Row], models: dict[str, str], prompts: list[str] | None = None
-) -> dict[str, Any]:
+def compared(scoring: Scoring, rows: list[Row], models: dict[str, str], prompts: list[str] | None = None) -> Metrics:
     """The models measured one after the other on the same rows of this machine.
 
     Args:
@@ -61,7 +59,7 @@ def compared(
     }
 
 
-def dominates(other: dict[str, Any], row: dict[str, Any], quality: str) -> bool:
+def dominates(other: Json, row: Row, quality: str) -> bool:
     """Whether another model is at least as good in quality, size and speed, and better in one."""
     sign = -1 if is_lower_better(quality) else 1
     theirs, own = (
@@ -91,7 +89,7 @@ def training_seconds(place: str) -> float | None:
     return sum(seen.values()) if seen else None
 
 
-def beside_base(found: dict[str, Any], limits: dict[str, str]) -> dict[str, Any]:
+def beside_base(found: Json, limits: dict[str, str]) -> Metrics:
     """Of a comparison the numbers of the last, as `base_*` those of the first, and as `accept` the limits on them."""
     of_others = ("name", "place", "samples", "training_seconds")
     rows = found["models"][0], found["models"][-1]

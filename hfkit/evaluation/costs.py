@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import GenerationConfig
@@ -16,6 +16,10 @@ from hfkit.artifacts.manifest import ADAPTER, is_adapter
 from hfkit.data.chat import generation_ids
 from hfkit.inference.generation import generating_with
 from hfkit.model.loading import base_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 
 PROMPT_TOKENS, NEW_TOKENS = 32, 64
 REPETITIONS = 3
@@ -67,7 +71,9 @@ class Memory:
         return max(most - self.before, 0)
 
 
-def speeds(model: Any, tokenizer: Any, ids: list[int], window: int) -> dict[str, float]:
+def speeds(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", ids: list[int], window: int
+) -> dict[str, float]:
     """`first_token_seconds`, `tokens_per_second` and `tokens_per_second_batch_8` of greedy writing, each the median of
     several after one that does not count.
 
@@ -85,7 +91,7 @@ def speeds(model: Any, tokenizer: Any, ids: list[int], window: int) -> dict[str,
 
 
 @torch.no_grad()
-def reading_speeds(model: Any, ids: list[int]) -> dict[str, float]:
+def reading_speeds(model: "PreTrainedModel", ids: list[int]) -> dict[str, float]:
     """The same of a classifier, which only reads: `first_token_seconds` is until the class of one text is known."""
     found = {}
     for rows, name in ((8, "tokens_per_second_batch_8"), (1, "tokens_per_second")):
@@ -95,7 +101,9 @@ def reading_speeds(model: Any, ids: list[int]) -> dict[str, float]:
     return {"first_token_seconds": seconds, **found}
 
 
-def _write(model: Any, tokenizer: Any, prompt: list[int], rows: int, new_tokens: int) -> None:
+def _write(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompt: list[int], rows: int, new_tokens: int
+) -> None:
     ids = torch.tensor([prompt] * rows, device=model.device)
     ends = generation_ids(tokenizer, is_chat=False)
     config = GenerationConfig(min_new_tokens=new_tokens, max_new_tokens=new_tokens, do_sample=False, **ends)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from hfkit.artifacts.manifest import Json, Metrics
 from hfkit.errors import HfkitError, did_you_mean, reason
 from hfkit.evaluation.settings import Scoring
 from hfkit.metrics.intervals import paired_test
@@ -45,7 +46,7 @@ def run(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     window: int,
-) -> dict[str, Any]:
+) -> Metrics:
     """Run tasks by name, and all tasks of folders, on one process.
 
     Args:
@@ -92,7 +93,7 @@ def run(
     return {"scores": _scores(found), "signatures": signatures}
 
 
-def scores(found: dict[str, Any], other: dict[str, Any] | None = None) -> dict[str, float]:
+def scores(found: Json, other: Json | None = None) -> dict[str, float]:
     """Each score with `_low` and `_high`, the normal 95 % interval of the harness's standard error, where it has one;
     against another model's, where both are means of the same rows, also `_difference`, its interval and `_p`."""
     results: dict[str, float] = {}
@@ -149,7 +150,7 @@ def _tasks_in(folder: str, manager: "TaskManager") -> list[str]:
     return [name for name in manager.all_subtasks if place in (index[name].yaml_path or Path()).parents]
 
 
-def _scores(found: Any) -> dict[str, Any]:
+def _scores(found: Any) -> Metrics:
     kept: dict[str, Any] = {}
     for task, values in found["results"].items():
         for key, value in values.items():

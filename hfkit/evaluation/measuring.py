@@ -7,6 +7,8 @@ from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hfkit.artifacts.manifest import Metrics
+
 getLogger("bitsandbytes").setLevel(ERROR)  # it speaks of kernels that it could not load
 import bitsandbytes  # noqa: E402, F401 or else the first quantized model takes the time to load it
 
@@ -64,8 +66,8 @@ def costs_of(scoring: Scoring, place: str, data: str) -> dict[str, float | None]
 
 def judge(
     accept: dict[str, str],
-    metrics: dict[str, Any],
-    base: dict[str, Any],
+    metrics: Metrics,
+    base: Metrics,
     scoring: Scoring,
     data: str,
     result: Path,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hfkit.artifacts import manifest
 from hfkit.artifacts.kinds import KINDS
+from hfkit.artifacts.manifest import Manifest
 from hfkit.errors import HfkitError, reason
 from hfkit.hub import staging
 from hfkit.hub.verification import try_out
@@ -76,7 +77,7 @@ def token() -> str:
 # ---- before anything is sent
 
 
-def _finished(folder: Path) -> dict[str, Any]:
+def _finished(folder: Path) -> Manifest:
     """The manifest of a folder that is whole and as it was made."""
     made = manifest.read_json(folder)
     if made is None:
@@ -96,7 +97,7 @@ def _finished(folder: Path) -> dict[str, Any]:
     return made
 
 
-def _repo_type(made: dict[str, Any]) -> str:
+def _repo_type(made: Manifest) -> str:
     """`model` or `dataset`, as the Hub calls the repository of a folder."""
     return str(KINDS[made["makes"]].repository)
 
@@ -111,7 +112,7 @@ def _api() -> "HfApi":
     return HfApi(token=token())
 
 
-def _refuse_early(api: "HfApi", folder: Path, made: dict[str, Any], repo: str, private: bool, branch: str) -> str:
+def _refuse_early(api: "HfApi", folder: Path, made: Manifest, repo: str, private: bool, branch: str) -> str:
     """Everything that the Hub can say against a push, before the files are looked at. Returns the full id."""
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
     from huggingface_hub.utils import validate_repo_id
@@ -149,7 +150,7 @@ def _refuse_early(api: "HfApi", folder: Path, made: dict[str, Any], repo: str, p
     return repo
 
 
-def _manifest_of(api: "HfApi", repo: str, kind: str, branch: str) -> dict[str, Any]:
+def _manifest_of(api: "HfApi", repo: str, kind: str, branch: str) -> Manifest:
     with tempfile.TemporaryDirectory() as folder:
         _told(
             repo,
@@ -167,7 +168,7 @@ def _head(api: "HfApi", repo: str, kind: str, branch: str) -> str:
     return api.repo_info(repo, repo_type=kind, revision=branch).sha or ""
 
 
-def _commit(api: "HfApi", repo: str, kind: str, branch: str, made: dict[str, Any], staged: Path) -> Any:
+def _commit(api: "HfApi", repo: str, kind: str, branch: str, made: Manifest, staged: Path) -> Any:
     """All files in one commit, and what the last push had and this one has not, deleted.
 
     Called again after an answer that was lost, it finds everything there and makes no second one.

@@ -8,7 +8,7 @@ from typing import Any
 
 from hfkit.artifacts import manifest
 from hfkit.artifacts.lineage import pushed_to
-from hfkit.artifacts.manifest import ADAPTER, is_adapter
+from hfkit.artifacts.manifest import ADAPTER, Manifest, is_adapter
 from hfkit.errors import HfkitError
 from hfkit.privacy import secrets
 from hfkit.reports import card
@@ -19,7 +19,7 @@ ABOUT = ("README.md", "metrics.json", "metrics.jsonl", "config.json", "tokenizer
 CHUNK = 1 << 24
 
 
-def stage(folder: Path, made: dict[str, Any], repo: str, target: Path) -> None:
+def stage(folder: Path, made: Manifest, repo: str, target: Path) -> None:
     """Lay the files out in an empty folder `target`, under their names in the repository.
 
     Files that are the same there are links. The card is written anew for the repository, unless it was edited.
@@ -60,7 +60,7 @@ def with_base_at_hand(folder: Path, staged: Path, target: Path) -> Path:
     return target
 
 
-def _adapter(folder: Path, made: dict[str, Any]) -> str:
+def _adapter(folder: Path, made: Manifest) -> str:
     """The configuration of an adapter, with the base model by its id and commit on the Hub."""
     config = manifest.read_json(folder, ADAPTER) or {}
     entry = made["inputs"].get("model") or made["inputs"]["student"]

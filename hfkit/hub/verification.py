@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hfkit.artifacts.kinds import KINDS
+from hfkit.artifacts.manifest import Manifest
 from hfkit.data.tasks import task_in
 from hfkit.errors import HfkitError
 from hfkit.privacy import secrets
@@ -39,7 +40,7 @@ print(json.dumps(made))
 """
 
 
-def try_out(folder: Path, staged: Path, content: dict[str, Any]) -> None:
+def try_out(folder: Path, staged: Path, content: Manifest) -> None:
     """
     Args:
         folder: the result, as hfkit reads it.
@@ -89,7 +90,7 @@ def _without_hfkit(lines: str, text: str, folder: Path) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _here(folder: Path, content: dict[str, Any], text: str) -> Any:
+def _here(folder: Path, content: Manifest, text: str) -> Any:
     by = KINDS[content["makes"]].compared_by
     if by == "rows":
         return {split: each["rows"] for split, each in content["metrics"]["splits"].items()}

@@ -1,7 +1,7 @@
 """Work on many rows of tokens: like lengths together, on all processes, exactly one result for each."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -10,11 +10,17 @@ from hfkit.model.heads import portable_attention
 from hfkit.runtime.bars import Bar
 from hfkit.runtime.distributed import of_all, rank, world_size
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
 Results = Iterable[tuple[int, Any]]
 
 
 @torch.no_grad()
-def dealt(model: Any, rows: list[list[int]], of_rows: Callable[[list[int]], Results], title: str) -> list[Any]:
+def dealt(
+    model: "PreTrainedModel", rows: list[list[int]], of_rows: Callable[[list[int]], Results], title: str
+) -> list[Any]:
     """A result for each row, in the order of the rows. Call it on every process.
 
     The rows are sorted by length, the longest first, and dealt to the processes in turn. The processes that share one
@@ -39,7 +45,7 @@ def dealt(model: Any, rows: list[list[int]], of_rows: Callable[[list[int]], Resu
     return [results[index] for index in range(len(rows))]
 
 
-def _is_sharded(model: Any) -> bool:
+def _is_sharded(model: "PreTrainedModel") -> bool:
     from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
     from transformers.integrations import is_deepspeed_zero3_enabled
 
@@ -48,7 +54,11 @@ def _is_sharded(model: Any) -> bool:
 
 
 def in_batches(
-    model: Any, rows: list[list[int]], of_batch: Callable[[list[int]], list[Any]], batch_size: int, title: str
+    model: "PreTrainedModel",
+    rows: list[list[int]],
+    of_batch: Callable[[list[int]], list[Any]],
+    batch_size: int,
+    title: str,
 ) -> list[Any]:
     """A result for each row, in the order of the rows, from batches of like length. Call it on every process.
 

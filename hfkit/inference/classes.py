@@ -1,6 +1,6 @@
 """From logits to classes: the likeliest one, or (multi-label) all whose probability reaches their threshold."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,7 +17,7 @@ def is_multi_label(config: "PretrainedConfig") -> bool:
     return getattr(config, "problem_type", None) == MULTI_LABEL
 
 
-def chosen(logits: "torch.Tensor", config: Any) -> list[str] | list[list[str]]:
+def chosen(logits: "torch.Tensor", config: "PretrainedConfig") -> list[str] | list[list[str]]:
     """The name of the likeliest class of each row, or the names of all that reach their threshold.
 
     Args:

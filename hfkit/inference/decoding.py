@@ -9,7 +9,7 @@ attention sees no more columns than the longest row of the moment has.
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from transformers import Cache, DynamicCache
@@ -17,6 +17,9 @@ from transformers import Cache, DynamicCache
 from hfkit.errors import HfkitError
 from hfkit.inference.batches import padded
 from hfkit.model.modeling_hfkit import CACHE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Rules(NamedTuple):
@@ -126,7 +129,9 @@ class Slots(Cache):
         return self.width, 0
 
 
-def decode(model: Any, prompts: Sequence[list[int]], rules: Rules, batch_size: int) -> Iterator[tuple[int, list[int]]]:
+def decode(
+    model: "PreTrainedModel", prompts: Sequence[list[int]], rules: Rules, batch_size: int
+) -> Iterator[tuple[int, list[int]]]:
     """The new tokens of each prompt with its index, in the order in which they end.
 
     Half a batch of prompts is read at once and waits for slots, so there are keys for up to 1.5 batches. Prompts are
@@ -165,7 +170,7 @@ def decode(model: Any, prompts: Sequence[list[int]], rules: Rules, batch_size: i
                     live[slot] = last
 
 
-def _read(model: Any, rows: list[Row], rules: Rules) -> DynamicCache:
+def _read(model: "PreTrainedModel", rows: list[Row], rules: Rules) -> DynamicCache:
     """Read the prompts of rows, give each its first token, and return their keys and values, padded on the left."""
     ids, mask = (each.to(model.device) for each in padded([row.prompt for row in rows], rules.pad_token_id, "left"))
     read = DynamicCache(config=model.config)
@@ -174,7 +179,7 @@ def _read(model: Any, rows: list[Row], rules: Rules) -> DynamicCache:
     return read
 
 
-def _step(model: Any, rows: list[Row], slots: Slots, rules: Rules) -> None:
+def _step(model: "PreTrainedModel", rows: list[Row], slots: Slots, rules: Rules) -> None:
     """Give each row its next token."""
     device, width = model.device, max(row.cached for row in rows) + 1
     ids = torch.tensor([row.tokens[-1:] for row in rows], device=device)
@@ -186,7 +191,7 @@ def _step(model: Any, rows: list[Row], slots: Slots, rules: Rules) -> None:
     _forward(model, rows, rules, input_ids=ids, attention_mask=mask, position_ids=places, **{CACHE: slots})
 
 
-def _forward(model: Any, rows: list[Row], rules: Rules, **inputs: Any) -> None:
+def _forward(model: "PreTrainedModel", rows: list[Row], rules: Rules, **inputs: Any) -> None:
     logits = model(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1]  # (rows, vocabulary)
     for row, token in zip(rows, rules.choose(logits, [len(row.tokens) for row in rows]), strict=True):
         row.tokens.append(token)

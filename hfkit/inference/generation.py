@@ -23,6 +23,7 @@ from hfkit.errors import HfkitError
 from hfkit.inference.batches import Results, dealt, in_batches, padded
 from hfkit.inference.decoding import Rules, decode
 from hfkit.model.modeling_hfkit import CACHE
+from hfkit.recipe.fields import Arguments
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -40,7 +41,7 @@ def generate(
     tokenizer: "PreTrainedTokenizerBase",
     prompts: list[list[int]],
     batch_size: int,
-    generation: dict[str, Any],
+    generation: Arguments,
     title: str = "generating",
 ) -> list[str]:
     """What the model writes after each prompt, in the order of the prompts. Call it on every process.
@@ -77,7 +78,7 @@ def generate(
     return dealt(model, prompts, of_rows, title)
 
 
-def plain_decoder(model: Any) -> Any:
+def plain_decoder(model: "PreTrainedModel") -> Any:
     """The model that the loop can call, without the wrapper of a LoRA adapter; None where only `generate` will do.
 
     It must be fed and cached as `GenerationMixin` feeds and caches a plain decoder: token ids, mask and positions, and
@@ -104,7 +105,7 @@ def plain_decoder(model: Any) -> Any:
     return model if all(type(layer) is DynamicLayer for layer in layers) else None
 
 
-def rules_of(model: Any, generation: dict[str, Any]) -> Rules | None:
+def rules_of(model: "PreTrainedModel", generation: Arguments) -> Rules | None:
     """The rules by which `model.generate(**generation)` would go; None where the loop does not know them all."""
     config = copy.deepcopy(model.generation_config)
     for name, value in {"temperature": 1.0, "top_k": 50, "top_p": 1.0}.items():  # of `generate`
@@ -141,7 +142,7 @@ def _warpers(config: "GenerationConfig") -> list[Any]:
 def answers(
     task: Task,
     rows: list[Row],
-    generation: dict[str, Any],
+    generation: Arguments,
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     batch_size: int,
@@ -160,7 +161,7 @@ def answers(
 
 
 @contextlib.contextmanager
-def generating_with(model: Any, config: "GenerationConfig") -> Iterator[None]:
+def generating_with(model: "PreTrainedModel", config: "GenerationConfig") -> Iterator[None]:
     """Let `model.generate` know of no other configuration while inside: what is left open it takes from there."""
     own, model.generation_config = model.generation_config, config
     try:
@@ -169,9 +170,7 @@ def generating_with(model: Any, config: "GenerationConfig") -> Iterator[None]:
         model.generation_config = own
 
 
-def generation_of(
-    task: Task, generation: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", window: int
-) -> dict[str, Any]:
+def generation_of(task: Task, generation: Arguments, tokenizer: "PreTrainedTokenizerBase", window: int) -> Arguments:
     """What `generation:` of a recipe says; where it does not, how much is written and where a chat's answer ends."""
     ends = generation_ids(tokenizer, is_chat=True) if task.is_chat else {}
     return {**ends, "max_new_tokens": min(NEW_TOKENS, window // 2), **generation}
@@ -182,7 +181,7 @@ def write(
     tokenizer: "PreTrainedTokenizerBase",
     prompts: list[list[int]],
     batch_size: int,
-    generation: dict[str, Any],
+    generation: Arguments,
 ) -> list[str]:
     """`generate`, without the space around a text, and with nothing for a prompt that is empty."""
     kept = [index for index, prompt in enumerate(prompts) if prompt]
@@ -196,7 +195,7 @@ def prompts_of(
     rows: list[Row],
     tokenizer: "PreTrainedTokenizerBase",
     window: int,
-    generation: dict[str, Any],
+    generation: Arguments,
     is_encoder_decoder: bool,
 ) -> list[tuple[list[int], bool]]:
     """Of each row the prompt, and whether some of it was cut off. Encoder-decoders have a window for either side.

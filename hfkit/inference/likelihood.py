@@ -13,7 +13,7 @@ from hfkit.inference.batches import in_batches, padded
 from hfkit.inference.classes import chosen
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Pair(NamedTuple):
@@ -23,7 +23,7 @@ class Pair(NamedTuple):
     target: list[int]
 
 
-def token_sums(model: Any, examples: list[Example], batch_size: int, pad_token_id: int) -> np.ndarray:
+def token_sums(model: "PreTrainedModel", examples: list[Example], batch_size: int, pad_token_id: int) -> np.ndarray:
     """Of each example the sum of the losses of its learned tokens in nats, and their number: (examples, 2), float64.
 
     The first token of an example is never predicted. Call it on every process.
@@ -41,7 +41,7 @@ def token_sums(model: Any, examples: list[Example], batch_size: int, pad_token_i
 
 
 def pair_sums(
-    model: Any, pairs: list[Pair], batch_size: int, pad_token_id: int, bos_token_id: int | None
+    model: "PreTrainedModel", pairs: list[Pair], batch_size: int, pad_token_id: int, bos_token_id: int | None
 ) -> np.ndarray:
     """`token_sums` of the targets of an encoder-decoder. A BOS that a target begins with is read, but not counted."""
 
@@ -68,7 +68,7 @@ def _sums(logits: torch.Tensor, labels: torch.Tensor) -> list[list[float]]:
     return sums
 
 
-def classes(model: Any, texts: list[list[int]], batch_size: int, pad_token_id: int) -> list[Any]:
+def classes(model: "PreTrainedModel", texts: list[list[int]], batch_size: int, pad_token_id: int) -> list[Any]:
     """The class of each text, given as token ids, or the list of its classes. Call it on every process.
 
     A decoder takes the last token that is not padding, as its own configuration knows it: that is made to agree.

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from hfkit.artifacts.manifest import Metrics
 from hfkit.errors import HfkitError, did_you_mean
 from hfkit.metrics import scripts
 from hfkit.metrics.base import RowMetric, Statistics, nrefs
@@ -77,7 +78,7 @@ def _matches(predicted: list[str], references: list[list[str]], max_order: int) 
     return [len(predicted), min(map(len, references)), *matched, *possible]
 
 
-def _bleu(sums: np.ndarray, max_order: int, smooth: bool) -> dict[str, Any]:
+def _bleu(sums: np.ndarray, max_order: int, smooth: bool) -> Metrics:
     length, reference_length = int(sums[0]), int(sums[1])
     matched, possible = sums[2 : 2 + max_order], sums[2 + max_order :]
     if smooth:
@@ -155,7 +156,7 @@ class Sacrebleu(RowMetric):
         def scored(sums: np.ndarray) -> Any:
             return scorer._compute_score_from_stats([int(number) for number in sums])
 
-        def details() -> dict[str, Any]:
+        def details() -> Metrics:
             whole = scored(array.sum(axis=0))
             parts = ("counts", "totals", "precisions", "bp", "sys_len", "ref_len")
             return {"score": _at_most_100(whole.score)} | {part: getattr(whole, part) for part in parts}

@@ -10,6 +10,7 @@ import numpy as np
 from datasets import Features, Value
 from datasets import Sequence as ListOf
 
+from hfkit.artifacts.manifest import Json
 from hfkit.errors import HfkitError, did_you_mean, shown
 from hfkit.metrics.base import RowMetric, Statistics, check_counts, listed
 
@@ -217,7 +218,7 @@ def _f1(sums: np.ndarray, average: str | None, never: np.ndarray) -> np.ndarray:
 
 def confusion(
     predictions: Sequence[Label], references: Sequence[Label], labels: Sequence[Label] | None = None
-) -> dict[str, Any]:
+) -> Json:
     """Which classes are taken for which, and how good each is, by scikit-learn.
 
     Args:

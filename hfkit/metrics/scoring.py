@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from hfkit.artifacts.manifest import Metrics
 from hfkit.metrics.base import Statistics
 from hfkit.metrics.catalogue import implementation, load_metric, made_of, named
 from hfkit.metrics.labels import confusion
@@ -106,7 +107,7 @@ def of_likelihood(metrics: Collection[str], sums: list[np.ndarray]) -> list[dict
     return [{"likelihood": Statistics(each * is_there, combine, signature)} for each in sums]
 
 
-def per_class(predictions: Answers, references: list[list[str]]) -> dict[str, Any]:
+def per_class(predictions: Answers, references: list[list[str]]) -> Metrics:
     """`f1_per_label`, and `confusion`: how many rows of each class (down) were taken for which (across); of lists of
     classes instead `rows_per_label`: how many rows have each."""
     if isinstance(predictions[0], list):

@@ -10,6 +10,7 @@ import torch
 from hfkit.artifacts.manifest import is_adapter
 from hfkit.errors import HfkitError
 from hfkit.model.loading import head_modules, load_model
+from hfkit.recipe.fields import Arguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,7 +22,7 @@ MOST_DRIFT = 0.1  # of what an adapter changes in the logits
 ROUNDING = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2, "quantized": 0.1}
 
 
-def adapt(model: "PreTrainedModel", lora: dict[str, Any], has_classes: bool, is_quantized: bool) -> Any:
+def adapt(model: "PreTrainedModel", lora: Arguments, has_classes: bool, is_quantized: bool) -> Any:
     """The model with a new adapter, the only thing that is trained.
 
     Args:
@@ -52,9 +53,7 @@ def adapt(model: "PreTrainedModel", lora: dict[str, Any], has_classes: bool, is_
         raise HfkitError(f"lora: {error}") from None
 
 
-def merge(
-    adapter: Path, output: Path, has_classes: bool, quantization: dict[str, Any] | None, ids: torch.Tensor
-) -> float:
+def merge(adapter: Path, output: Path, has_classes: bool, quantization: Arguments | None, ids: torch.Tensor) -> float:
     """Write the base with the adapter's weights added, in 16 or 32 bit, and measure what that changed.
 
     The base is loaded afresh: of a quantized one the dequantized weights take the adapter, for merging into 4-bit
@@ -127,7 +126,7 @@ def _rms(tensor: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def _logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+def _logits(model: "PreTrainedModel", ids: torch.Tensor) -> torch.Tensor:
     return model.eval()(input_ids=ids.to(model.device)).logits.float().cpu()
 
 

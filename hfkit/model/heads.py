@@ -18,24 +18,24 @@ PROBE_TOKENS = 4
 PROBE_SIZE = 1e3  # of the largest logit: caps are at 30 to 50
 
 
-def causal_of(model: Any) -> "PreTrainedModel":
+def causal_of(model: "PreTrainedModel") -> "PreTrainedModel":
     """The causal model itself, also where an adapter is on it."""
     from peft import PeftModel
 
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def decoder_of(model: Any) -> nn.Module:
+def decoder_of(model: "PreTrainedModel") -> nn.Module:
     causal = causal_of(model)
     return getattr(causal, causal.base_model_prefix)
 
 
-def head_of(model: Any) -> nn.Module:
+def head_of(model: "PreTrainedModel") -> nn.Module:
     return causal_of(model).get_output_embeddings()
 
 
 @contextlib.contextmanager
-def portable_attention(model: Any) -> Iterator[None]:
+def portable_attention(model: "PreTrainedModel") -> Iterator[None]:
     """Attention that runs on every device and in every precision: kernels such as flash are for training alone."""
     config = causal_of(model).config
     own = config._attn_implementation
@@ -48,7 +48,7 @@ def portable_attention(model: Any) -> Iterator[None]:
 
 
 @torch.no_grad()
-def is_plain(model: Any) -> bool:
+def is_plain(model: "PreTrainedModel") -> bool:
     """Whether its logits are its head's output for its decoder's last hidden states, and nothing more.
 
     Some models cap or scale their logits (Gemma 2, Cohere, Granite). A forward pass of a few tokens shows it: the
@@ -87,7 +87,7 @@ def is_plain(model: Any) -> bool:
     )
 
 
-def compute_loss_with(model: Any, loss_of: Callable[..., torch.Tensor]) -> None:
+def compute_loss_with(model: "PreTrainedModel", loss_of: Callable[..., torch.Tensor]) -> None:
     """Let `model(..., labels=...)` in training give the loss that `loss_of` makes of hidden states, without logits.
 
     It stays the model's own forward pass: wrappers that gather or reduce its weights see nothing new.

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfkit.artifacts import manifest
-from hfkit.artifacts.manifest import ADAPTER, is_adapter
+from hfkit.artifacts.manifest import ADAPTER, Json, is_adapter
 from hfkit.errors import HfkitError, reason, way_to
 from hfkit.model.vocabulary import grow
+from hfkit.recipe.fields import Arguments
 from hfkit.runtime.distributed import say
 
 if TYPE_CHECKING:
@@ -45,12 +46,12 @@ def base_of(place: str) -> str:
     return base
 
 
-def base_quantization(place: str) -> dict[str, Any] | None:
+def base_quantization(place: str) -> Arguments | None:
     """How the base of an adapter was quantized when the adapter was trained; None where it was not."""
     return _made(place).get("recipe", {}).get("quantization") if is_adapter(place) else None
 
 
-def _made(place: str) -> dict[str, Any]:
+def _made(place: str) -> Json:
     """What is known of how a folder was made, or is being made: a result is measured before it is finished."""
     return manifest.read_json(Path(place)) or manifest.read_json(Path(place), manifest.STARTED) or {}
 
@@ -245,12 +246,12 @@ def _with_adapter(model: "PreTrainedModel", place: str) -> Any:
     return adapted
 
 
-def _is_of_base(key: str, model: Any) -> bool:
+def _is_of_base(key: str, model: "PreTrainedModel") -> bool:
     """Whether a weight is of the model below the heads. Its pooler is a part of the head: not every task has one."""
     return key.startswith(f"{model.base_model_prefix}.") and ".pooler." not in key
 
 
-def head_modules(model: Any) -> list[str]:
+def head_modules(model: "PreTrainedModel") -> list[str]:
     """The names of the modules with weights that are above the base model, the pooler among them."""
     owners = dict.fromkeys(name.rpartition(".")[0] for name, _ in model.named_parameters())
     return [name for name in owners if not _is_of_base(f"{name}.", model)]

@@ -9,6 +9,7 @@ from transformers.quantizers.base import get_keys_to_not_convert
 
 from hfkit.errors import HfkitError
 from hfkit.model.matrices import MATRICES, as_conv1d, matrices_of, weight_of
+from hfkit.recipe.fields import Arguments
 from hfkit.runtime.devices import has_bf16
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def whole_modules(model: "PreTrainedModel") -> list[str]:
     return sorted(heads | set(get_keys_to_not_convert(model)))
 
 
-def bitsandbytes_config(quantization: dict[str, Any], model: "PreTrainedModel") -> Any:
+def bitsandbytes_config(quantization: Arguments, model: "PreTrainedModel") -> Any:
     """`BitsAndBytesConfig` of a recipe's section, whose list of modules to skip adds to `whole_modules`: as it is, it
     would replace them, and the head would be quantized (transformers #45674). Where a GPU multiplies bfloat16, 4-bit
     weights are multiplied in it: the library's own default is float32, for which tensor cores do nothing.

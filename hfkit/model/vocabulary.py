@@ -1,13 +1,13 @@
 """A tokenizer beside its model: every id needs an embedding."""
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hfkit.errors import HfkitError
 from hfkit.runtime.distributed import say
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def ids_of(tokenizer: "PreTrainedTokenizerBase", embeddings: int, place: str) -> int:
@@ -32,7 +32,7 @@ def ids_of(tokenizer: "PreTrainedTokenizerBase", embeddings: int, place: str) ->
     return size
 
 
-def grow(model: Any, tokenizer: "PreTrainedTokenizerBase", place: str) -> None:
+def grow(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", place: str) -> None:
     """Give each added token of a tokenizer an embedding, the mean of the others. Embeddings never become fewer.
 
     The mean is the same each time that a model is loaded, so that an adapter finds the base it was trained on.

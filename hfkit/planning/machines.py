@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from hfkit.artifacts.manifest import Json
 from hfkit.errors import HfkitError, did_you_mean
 from hfkit.runtime.cores import usable_cores
 from hfkit.runtime.resources import total_memory
@@ -216,7 +217,7 @@ def spread_of(config: str | Path | None) -> Spread | None:
     return Spread(name="data parallel" if common["processes"] > 1 else "one process", **common)
 
 
-def _mapping(path: Path) -> dict[str, Any]:
+def _mapping(path: Path) -> Json:
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

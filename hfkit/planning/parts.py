@@ -28,6 +28,7 @@ from hfkit.planning.work import (
     Work,
     Writing,
 )
+from hfkit.recipe.fields import Arguments
 from hfkit.recipe.limits import COSTS
 from hfkit.training.trainer import training_arguments
 
@@ -56,7 +57,7 @@ def window_of(model: Model) -> int:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None) or USUAL_WINDOW
 
 
-def batch_of(train: dict[str, Any]) -> int:
+def batch_of(train: Arguments) -> int:
     return training_arguments(train, Path("unused")).train_batch_size
 
 
@@ -70,7 +71,7 @@ def reading(
 def answering(
     what: str,
     task: Task,
-    generation: dict[str, Any],
+    generation: Arguments,
     model: Model,
     texts: Texts | None,
     count: int,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from hfkit.artifacts import manifest
+from hfkit.artifacts.manifest import Json
 from hfkit.engine import graph, plans, states
 from hfkit.errors import HfkitError
 from hfkit.planning import process
@@ -169,7 +170,7 @@ def _known(node: graph.Node, key: str, known: dict[str, "Known"]) -> "Known":
     return facts.known_of(place, kind)
 
 
-def _as_kept(each: _Planned, costs: "Costs") -> dict[str, Any]:
+def _as_kept(each: _Planned, costs: "Costs") -> Json:
     estimate, machine = each.estimate, costs.machine
     return {
         "seconds": round(estimate.seconds, 1),

@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from hfkit.data.corpus import SPLITS
+from hfkit.data.corpus import SPLITS, Row
 from hfkit.data.rows import packing
 from hfkit.data.rows.examples import best_fit
 from hfkit.data.tasks import Task
@@ -126,12 +126,12 @@ def _encoded(task: Task, texts: Texts, tokens: Tokens | None, length: int) -> tu
     return (max(each, 2),), max(each, 2) / 4
 
 
-def _texts_of(rows: Iterable[dict[str, Any]]) -> Iterable[str]:
+def _texts_of(rows: Iterable[Row]) -> Iterable[str]:
     for row in rows:
         for name, value in row.items():
             if isinstance(value, str) and name != "source":
                 yield value
 
 
-def _bytes_of(row: dict[str, Any]) -> int:
+def _bytes_of(row: Row) -> int:
     return sum(len(text.encode()) for text in _texts_of([row]))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hfkit.data.columns import BadRow, Columns
-from hfkit.data.corpus import SPLITS
+from hfkit.data.corpus import SPLITS, Row
 from hfkit.data.sources import stdlib
 from hfkit.data.sources.reading import Source, files_of, read
 from hfkit.planning.work import Texts
@@ -91,7 +91,7 @@ class Look:
         share = sum(sizes[name] for name in wanted) / max(sum(sizes.values()), 1)
         return wanted.__contains__, factor, share
 
-    def _keep(self, rows: list[dict[str, Any]]) -> None:
+    def _keep(self, rows: list[Row]) -> None:
         """Some of the rows, from all over the source."""
         size = 0
         for values in rows[:: max(len(rows) // SAMPLE_ROWS, 1)]:

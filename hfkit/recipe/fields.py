@@ -10,8 +10,11 @@ import pydantic
 from pydantic import BaseModel, ConfigDict
 
 from hfkit.artifacts import manifest
+from hfkit.artifacts.manifest import Json
 
 CLOSED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+Arguments = dict[str, Any]  # of a library's class, as a section of a recipe gives them
 
 
 class RecipePart(BaseModel):
@@ -38,7 +41,7 @@ class StageRecipe(RecipePart):
         default=None, min_length=1, description="Folder of the result. By default runs/<name of the recipe file>."
     )
 
-    def external_inputs(self) -> dict[str, Any]:
+    def external_inputs(self) -> Json:
         """What the result also depends on, beside the recipe and its inputs: by name, what identifies its content."""
         return {}
 

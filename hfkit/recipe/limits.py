@@ -6,7 +6,9 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, Field
 
+from hfkit.artifacts.manifest import Metrics
 from hfkit.errors import did_you_mean
+from hfkit.recipe.fields import Arguments
 
 _FORM = re.compile(r"(<=|>=)\s*(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*(x\s*base)?")
 # What a measured model costs, beside what it is worth.
@@ -21,7 +23,7 @@ COSTS = (
 )
 
 
-def check_best(train: dict[str, Any] | None, known: Collection[str]) -> Iterator[tuple[str, str]]:
+def check_best(train: Arguments | None, known: Collection[str]) -> Iterator[tuple[str, str]]:
     """What is wrong with the metric that chooses the best checkpoint, which Trainer tells after an evaluation.
 
     Args:
@@ -83,9 +85,7 @@ def problems(
             yield f"accept.{metric}", f"{text}: of {base} it is not measured; give a number without `x base`"
 
 
-def judged(
-    limits: dict[str, str], result: dict[str, Any], base: dict[str, Any], name: str = ""
-) -> list[dict[str, Any]]:
+def judged(limits: dict[str, str], result: Metrics, base: Metrics, name: str = "") -> list[dict[str, Any]]:
     """Each limit beside the value: `name`, `metric`, `limit`, `allowed` (the limit as a number), `value`, `base` and
     whether it is `kept`, which needs a value.
 

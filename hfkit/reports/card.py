@@ -8,7 +8,7 @@ import yaml
 
 from hfkit.artifacts import lineage
 from hfkit.artifacts.kinds import KINDS
-from hfkit.artifacts.manifest import is_adapter, read_json, write_file
+from hfkit.artifacts.manifest import Json, Manifest, Metrics, is_adapter, read_json, write_file
 from hfkit.data.tasks import task_in
 from hfkit.reports.markdown import cell, fenced, number, table
 from hfkit.reports.metadata import Score, metadata, scores_of
@@ -23,12 +23,12 @@ OTHERS = {  # the models that a result stands beside, by the beginning of their 
 }
 
 
-def write_card(folder: Path, content: dict[str, Any]) -> None:
+def write_card(folder: Path, content: Manifest) -> None:
     """Write the card of a folder from what its manifest will say (`runner._content`, seconds and metrics)."""
     write_file(folder / "README.md", text(folder, content, content["folder"]))
 
 
-def text(folder: Path, content: dict[str, Any], place: str) -> str:
+def text(folder: Path, content: Manifest, place: str) -> str:
     """The card.
 
     Args:
@@ -54,7 +54,7 @@ def text(folder: Path, content: dict[str, Any], place: str) -> str:
 # ---- results
 
 
-def _results(folder: Path, content: dict[str, Any]) -> list[str]:
+def _results(folder: Path, content: Manifest) -> list[str]:
     if content["stage"] == "evaluate":
         return [_evaluation(folder, content)]
     if content["stage"] == "compare":
@@ -85,7 +85,7 @@ def _shown(score: Score) -> str:
     return f"{number(score.value)}{interval}"
 
 
-def _evaluation(folder: Path, content: dict[str, Any]) -> str:
+def _evaluation(folder: Path, content: Manifest) -> str:
     from hfkit.reports import evaluation
 
     path = folder / "predictions.jsonl"
@@ -96,7 +96,7 @@ def _evaluation(folder: Path, content: dict[str, Any]) -> str:
 # ---- data
 
 
-def _data(content: dict[str, Any]) -> list[str]:
+def _data(content: Manifest) -> list[str]:
     """The rows of the data, and what was left out of them and why; of a model the data that it learned from."""
     metrics, about = content["metrics"], ""
     if content["makes"] != "data set":
@@ -114,7 +114,7 @@ def _data(content: dict[str, Any]) -> list[str]:
 # ---- making
 
 
-def _making(content: dict[str, Any]) -> str:
+def _making(content: Manifest) -> str:
     metrics, usage, planned = content["metrics"], content.get("usage") or {}, content.get("planned") or {}
     rows = [["time, s", number(content["seconds"]), _planned(planned, "seconds")]]
     for key, label, unit in (
@@ -146,7 +146,7 @@ def _making(content: dict[str, Any]) -> str:
     return "\n\n".join([*parts, *([table(["", ""], facts)] if facts else [])])
 
 
-def _recipe(content: dict[str, Any]) -> str:
+def _recipe(content: Manifest) -> str:
     """What differs from the defaults, and the inputs where they lie."""
     inputs: dict[str, Any] = {}
     for key, entry in content["inputs"].items():
@@ -159,7 +159,7 @@ def _recipe(content: dict[str, Any]) -> str:
     return yaml.safe_dump({"stage": rest.pop("stage"), **inputs, **rest}, sort_keys=False, allow_unicode=True).strip()
 
 
-def _is_fact(key: str, metrics: dict[str, Any]) -> bool:
+def _is_fact(key: str, metrics: Metrics) -> bool:
     """Not what the table of results says already."""
     bare = key
     for prefix in OTHERS:
@@ -168,7 +168,7 @@ def _is_fact(key: str, metrics: dict[str, Any]) -> bool:
     return bare not in {score.name for score in scores_of(metrics)} and key != "xz_bits_per_byte"
 
 
-def _planned(planned: dict[str, Any], key: str, unit: float = 1.0) -> str:
+def _planned(planned: Json, key: str, unit: float = 1.0) -> str:
     return "" if planned.get(key) is None else number(planned[key] / unit)
 
 
@@ -189,7 +189,7 @@ def _cell(value: float | str) -> str:
 # ---- limits
 
 
-def _limits(content: dict[str, Any]) -> list[str]:
+def _limits(content: Manifest) -> list[str]:
     metrics, recipe = content["metrics"], content["recipe"]
     if limits := KINDS[content["makes"]].limits:
         return list(limits)

@@ -5,6 +5,8 @@ import io
 from collections.abc import Callable
 from typing import Any
 
+from hfkit.artifacts.manifest import Json
+from hfkit.data.corpus import Row
 from hfkit.evaluation.comparison import is_better
 from hfkit.metrics.catalogue import is_lower_better
 from hfkit.reports.markdown import cell, fenced, table
@@ -31,12 +33,12 @@ td:has(pre) { width: 100% }
 """
 
 
-def score_names(row: dict[str, Any]) -> list[str]:
+def score_names(row: Row) -> list[str]:
     """The scores of a row: what has an interval."""
     return [name for name in row if f"{name}_low" in row and not name.endswith("_difference")]
 
 
-def cells(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+def cells(found: Json) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table: name, each score with its interval and difference, and the costs."""
     names = score_names(found["models"][0])
     header = ["model", *(name.replace("_", " ") for name in names), *(title for title, _ in COLUMNS.values())]
@@ -48,14 +50,14 @@ def cells(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def _score(row: dict[str, Any], name: str) -> str:
+def _score(row: Row, name: str) -> str:
     text = f"{row[name]:.4g} ({row[f'{name}_low']:.4g} to {row[f'{name}_high']:.4g})"
     if f"{name}_difference" in row:
         text += f", {row[f'{name}_difference']:+.3g} (p = {row[f'{name}_p']:.2g})"
     return text
 
 
-def notes(found: dict[str, Any], shown: Callable[[str], str] = str) -> list[str]:
+def notes(found: Json, shown: Callable[[str], str] = str) -> list[str]:
     """What must be known to read the table; `shown` makes names and marks fit where they stand."""
     quality = found["quality"].replace("_", " ")
     better = "lower" if is_lower_better(found["quality"]) else "higher"
@@ -74,7 +76,7 @@ def notes(found: dict[str, Any], shown: Callable[[str], str] = str) -> list[str]
 # ---- on the screen
 
 
-def screen(found: dict[str, Any]) -> str:
+def screen(found: Json) -> str:
     """One line a measure and one column a model, which fits where a table of many columns does not."""
     models, lines = found["models"], [""]
     scores = score_names(models[0])
@@ -95,7 +97,7 @@ def screen(found: dict[str, Any]) -> str:
 # ---- as Markdown
 
 
-def markdown(found: dict[str, Any], title: str) -> str:
+def markdown(found: Json, title: str) -> str:
     header, rows = cells(found)
     parts = [f"# {cell(title)}", table(header, [[cell(each) for each in row] for row in rows]), *notes(found, cell)]
     samples = _samples(found)
@@ -109,7 +111,7 @@ def markdown(found: dict[str, Any], title: str) -> str:
     return "\n\n".join([*parts, fenced("\n".join(found["signatures"]))]) + "\n"
 
 
-def _samples(found: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+def _samples(found: Json) -> list[tuple[str, list[tuple[str, str]]]]:
     """Of each prompt what every model writes after it."""
     prompts = [prompt for prompt, _ in found["models"][0]["samples"]]
     return [
@@ -121,7 +123,7 @@ def _samples(found: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
 # ---- as one page
 
 
-def page(found: dict[str, Any], title: str) -> str:
+def page(found: Json, title: str) -> str:
     """HTML that needs no other file and loads nothing."""
     header, rows = cells(found)
     head = "".join(f"<th>{html.escape(each)}</th>" for each in header)
@@ -139,7 +141,7 @@ def page(found: dict[str, Any], title: str) -> str:
     return f"{start}<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
 
 
-def picture(found: dict[str, Any]) -> str:
+def picture(found: Json) -> str:
     """Quality against size and against speed, as SVG; a line joins the models that no other is better than in both."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG

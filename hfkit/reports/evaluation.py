@@ -1,7 +1,9 @@
 """An evaluation for a person: on the screen, and in the card of its folder."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from hfkit.artifacts.manifest import Json, Manifest, Metrics
+from hfkit.data.corpus import Row
 from hfkit.metrics.scoring import best_worst_random
 from hfkit.reports.markdown import cell, fenced, number, table
 
@@ -21,7 +23,7 @@ class Score(NamedTuple):
     p_value: float | None
 
 
-def scores_of(results: dict[str, Any]) -> list[Score]:
+def scores_of(results: Metrics) -> list[Score]:
     """The scores in the `metrics.json` of an evaluation; those of benchmarks have a slash in their names."""
     found = []
     for name, value in results.items():
@@ -37,7 +39,7 @@ def scores_of(results: dict[str, Any]) -> list[Score]:
     return found
 
 
-def worst_classes(results: dict[str, Any]) -> list[tuple[str, float, int]]:
+def worst_classes(results: Metrics) -> list[tuple[str, float, int]]:
     """Name, F1 and number of rows of the classes that are told worst."""
     rows = results.get("rows_per_label")
     if rows is None:
@@ -46,7 +48,7 @@ def worst_classes(results: dict[str, Any]) -> list[tuple[str, float, int]]:
     return [(label, value, rows[label]) for label, value in order[:SHOWN_CLASSES]]
 
 
-def confusions(results: dict[str, Any]) -> list[tuple[str, str, int]]:
+def confusions(results: Metrics) -> list[tuple[str, str, int]]:
     """Class, what it was taken for, and how often, the most frequent first; none where rows have several classes."""
     found = results.get("confusion", {"labels": [], "counts": []})
     mistakes = [
@@ -62,7 +64,7 @@ def _in_text(answer: str | list[str]) -> str:
     return answer if isinstance(answer, str) else ", ".join(answer) or "no class"
 
 
-def _expected(row: dict[str, Any]) -> list[str]:
+def _expected(row: Row) -> list[str]:
     """What is right for a row, each of several texts; a list of classes is one answer."""
     return row["references"] if isinstance(row["prediction"], str) else [_in_text(row["references"])]
 
@@ -70,7 +72,7 @@ def _expected(row: dict[str, Any]) -> list[str]:
 # ---- on the screen
 
 
-def screen(results: dict[str, Any], predictions: list[dict[str, Any]]) -> str:
+def screen(results: Metrics, predictions: list[Json]) -> str:
     lines = [""]
     width = max((len(score.name) for score in scores_of(results)), default=0)
     for score in scores_of(results):
@@ -97,7 +99,7 @@ def screen(results: dict[str, Any], predictions: list[dict[str, Any]]) -> str:
 # ---- in the card
 
 
-def card(content: dict[str, Any], predictions: list[dict[str, Any]]) -> str:
+def card(content: Manifest, predictions: list[Json]) -> str:
     """The card's part on what was evaluated, the scores, the answers and how they were scored.
 
     Args:
@@ -121,7 +123,7 @@ def card(content: dict[str, Any], predictions: list[dict[str, Any]]) -> str:
     return "\n\n".join(parts)
 
 
-def _what(content: dict[str, Any]) -> str:
+def _what(content: Manifest) -> str:
     recipe, results = content["recipe"], content["metrics"]
     places = {key: f"`{entry['place']}`" for key, entry in content["inputs"].items()}
     text = f"The model {places['model']}"
@@ -138,7 +140,7 @@ def _what(content: dict[str, Any]) -> str:
     return text
 
 
-def _score_table(results: dict[str, Any]) -> str:
+def _score_table(results: Metrics) -> str:
     scores = scores_of(results)
     is_compared = any(score.difference is not None for score in scores)
     header = ["score", "value", "95 % interval", *(["difference", "95 % interval", "p"] if is_compared else [])]
@@ -160,7 +162,7 @@ def _interval(bounds: tuple[float, float] | None) -> str:
     return "" if bounds is None else f"{number(bounds[0])} to {number(bounds[1])}"
 
 
-def _classes(results: dict[str, Any]) -> list[str]:
+def _classes(results: Metrics) -> list[str]:
     classes = [[cell(label), number(value), number(rows)] for label, value, rows in worst_classes(results)]
     parts = [table(["worst classes", "F1", "rows"], classes)]
     if mistakes := confusions(results):
@@ -170,7 +172,7 @@ def _classes(results: dict[str, Any]) -> list[str]:
     return [*parts, f"All classes are in `metrics.json`: `f1_per_label`{also}."]
 
 
-def _answer(row: dict[str, Any], key: str) -> str:
+def _answer(row: Row, key: str) -> str:
     """The end of the prompt, which is next to the answer, and the beginnings of the others."""
     prompt = row["prompt"]
     parts = [("prompt", f"{'...' if len(prompt) > SHOWN_CHARACTERS else ''}{prompt[-SHOWN_CHARACTERS:]}")]

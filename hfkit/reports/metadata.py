@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from hfkit.artifacts.kinds import KINDS
 from hfkit.artifacts.lineage import pushed_to
-from hfkit.artifacts.manifest import is_adapter, read_json
+from hfkit.artifacts.manifest import Json, Manifest, Metrics, is_adapter, read_json
 from hfkit.data.tasks import task_in
 from hfkit.metrics.catalogue import on_hub
 
@@ -22,7 +22,7 @@ class Score(NamedTuple):
     high: float | None
 
 
-def scores_of(metrics: dict[str, Any], prefix: str = "") -> list[Score]:
+def scores_of(metrics: Metrics, prefix: str = "") -> list[Score]:
     """The scores in a `metrics.json`: of the result itself, or with `teacher_`, `base_` and so on of another."""
     named = ((name, f"{prefix}{name}") for name in on_hub())
     return [
@@ -32,7 +32,7 @@ def scores_of(metrics: dict[str, Any], prefix: str = "") -> list[Score]:
     ]
 
 
-def hub_id(entry: dict[str, Any]) -> str | None:
+def hub_id(entry: Json) -> str | None:
     """The id on the Hub of an input in a manifest: that it was named by, or that it was pushed to; else None."""
     if entry["stage"] is None and not Path(entry["place"]).exists():
         return entry["place"]
@@ -40,7 +40,7 @@ def hub_id(entry: dict[str, Any]) -> str | None:
     return pushed["repo"] if pushed else None
 
 
-def metadata(folder: Path, content: dict[str, Any]) -> str:
+def metadata(folder: Path, content: Manifest) -> str:
     """The YAML at the head of a card, without its fences."""
     if KINDS[content["makes"]].repository == "dataset":
         return _of_data(content)
@@ -69,7 +69,7 @@ def metadata(folder: Path, content: dict[str, Any]) -> str:
     ).to_yaml()
 
 
-def _index(content: dict[str, Any], task: str) -> list[Any]:
+def _index(content: Manifest, task: str) -> list[Any]:
     from huggingface_hub import EvalResult
 
     entry = content["inputs"].get("data")
@@ -91,7 +91,7 @@ def _index(content: dict[str, Any], task: str) -> list[Any]:
     ]
 
 
-def _of_data(content: dict[str, Any]) -> str:
+def _of_data(content: Manifest) -> str:
     from huggingface_hub import DatasetCardData
 
     rows = content["metrics"]["rows"]
@@ -105,5 +105,5 @@ def _of_data(content: dict[str, Any]) -> str:
     ).to_yaml()
 
 
-def _has_labels(content: dict[str, Any]) -> bool:
+def _has_labels(content: Manifest) -> bool:
     return bool({"label", "labels"} & {*content["recipe"]["columns"].values()})

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from hfkit.artifacts.kinds import KINDS
-from hfkit.artifacts.manifest import ADAPTER, is_adapter, read_json
+from hfkit.artifacts.manifest import ADAPTER, Manifest, is_adapter, read_json
 from hfkit.data import corpus
 from hfkit.data.tasks import task_in
 
 WORDS = 4  # of a text to go on with
 
 
-def snippet(folder: Path, content: dict[str, Any], place: str) -> str:
+def snippet(folder: Path, content: Manifest, place: str) -> str:
     """
     Args:
         folder: where the files lie.
@@ -82,7 +82,7 @@ def _sequence_to_sequence(name: str, text: str) -> str:
     )
 
 
-def beginning(content: dict[str, Any]) -> str:
+def beginning(content: Manifest) -> str:
     """The first words of the first test text of the data that a result was made with, where they are still there."""
     place = content["inputs"].get("data", {}).get("place")
     if place and (Path(place) / "test.parquet").is_file():

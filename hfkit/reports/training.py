@@ -2,13 +2,13 @@
 
 import sys
 from pathlib import Path
-from typing import Any
 
+from hfkit.artifacts.manifest import Metrics
 from hfkit.metrics.catalogue import scores_of_training
 from hfkit.training.callbacks import speed_lines
 
 
-def summary(metrics: dict[str, Any], samples: list[tuple[str, str]], folder: Path) -> str:
+def summary(metrics: Metrics, samples: list[tuple[str, str]], folder: Path) -> str:
     """The result for a person: quality beside its peer, speed beside its roof, and where everything is."""
     lines = [
         "",
@@ -32,7 +32,7 @@ def summary(metrics: dict[str, Any], samples: list[tuple[str, str]], folder: Pat
     return "\n".join(lines)
 
 
-def task_summary(metrics: dict[str, Any], folder: Path) -> str:
+def task_summary(metrics: Metrics, folder: Path) -> str:
     """The result of a fine-tuning for a person."""
     shown = dict.fromkeys([*scores_of_training(("texts", "likelihood")), *scores_of_training(("classes",), None)])
     lines = ["", "  test", *(f"    {name:<12} {metrics[name]:10.4g}" for name in shown if name in metrics), ""]

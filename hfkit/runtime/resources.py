@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hfkit.artifacts.manifest import Json
 from hfkit.runtime.cores import usable_cores
 
 POWERCAP = Path("/sys/class/powercap")  # of Linux: what the processor's own counter (RAPL) says
@@ -84,7 +85,7 @@ def _cuda() -> Any:
 # ---- the machine
 
 
-def hardware() -> dict[str, Any]:
+def hardware() -> Json:
     """`processor`, `cores`, `memory_bytes` and, where torch sees any, `gpus`."""
     found: dict[str, Any] = {"processor": _processor(), "cores": usable_cores(), "memory_bytes": total_memory()}
     if _cuda() is not None:
@@ -130,7 +131,7 @@ def _started_tracker() -> Any:
     return None
 
 
-def _energy(tracker: Any, begun: dict[str, tuple[float, float]]) -> dict[str, Any]:
+def _energy(tracker: Any, begun: dict[str, tuple[float, float]]) -> Json:
     if tracker is not None:
         with contextlib.suppress(Exception):
             emissions = tracker.stop()

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import pydantic
 
+from hfkit.artifacts.manifest import Json, Metrics
 from hfkit.errors import refuse
 from hfkit.evaluation.settings import ScoredRecipe
 from hfkit.recipe import limits
@@ -50,7 +51,7 @@ def check(recipe: Recipe, inputs: ResolvedInputs) -> Iterator[tuple[str, str]]:
         yield from checks.of_tokens(models, asked)
 
 
-def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> dict[str, Any]:
+def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> Metrics:
     from hfkit.artifacts import manifest
     from hfkit.data import corpus
     from hfkit.evaluation import checks, comparison
@@ -102,7 +103,7 @@ def distinct(places: list[str]) -> list[str]:
     return [name if short.count(name) == 1 else place for name, place in zip(short, places, strict=True)]
 
 
-def _flat(found: dict[str, Any]) -> dict[str, Any]:
+def _flat(found: Json) -> Json:
     """The numbers of each model under its name."""
     left_out = ("name", "samples")
     return {row["name"]: {key: row[key] for key in row if key not in left_out} for row in found["models"]}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import pydantic
 
 from hfkit.artifacts.cache import beside
+from hfkit.artifacts.manifest import Metrics
 from hfkit.data.tasks import about_tasks
 from hfkit.data.tasks.keys import DistilledTask, TaskRecipe
 from hfkit.data.tokenizer import load_tokenizer
@@ -98,7 +99,7 @@ def check(recipe: Recipe, inputs: ResolvedInputs) -> Iterator[tuple[str, str]]:
     yield from limits.problems(recipe.accept, of_student, of_both, "the teacher")
 
 
-def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> dict[str, Any]:
+def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> Metrics:
     from transformers import set_seed
     from transformers.utils import logging
 

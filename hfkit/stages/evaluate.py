@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import pydantic
 
 from hfkit.artifacts import manifest
+from hfkit.artifacts.manifest import Json, Metrics
 from hfkit.data.tasks.keys import TaskName
 from hfkit.evaluation.settings import ScoredRecipe
 from hfkit.recipe.fields import Input, ResolvedInputs
@@ -42,7 +43,7 @@ class Recipe(ScoredRecipe):
         None, min_length=1, description="Tasks of lm-evaluation-harness, by name, or folders with YAML files of tasks."
     )
 
-    def external_inputs(self) -> dict[str, Any]:
+    def external_inputs(self) -> Json:
         """The content of folders with tasks."""
         places = [Path(name).expanduser() for name in self.benchmarks or []]
         folders = [place for place in places if place.is_dir()]
@@ -65,7 +66,7 @@ def check(recipe: Recipe, inputs: ResolvedInputs) -> Iterator[tuple[str, str]]:
     yield from checks.of_scoring(scoring, inputs.get("data"), _models(inputs))
 
 
-def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> dict[str, Any]:
+def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> Metrics:
     from transformers.utils import logging
 
     from hfkit.data import corpus
@@ -105,7 +106,7 @@ def _scores(
     found: dict[str, "Outcome"],
     benchmarks: dict[str, dict[str, Any]],
     output: Path,
-) -> dict[str, Any]:
+) -> Metrics:
     """Scores, intervals and tests. They go to the screen, and the answers with theirs to a file."""
     from hfkit.evaluation import harness, outcomes
     from hfkit.metrics.scoring import per_class, row_scores, scores, write_predictions

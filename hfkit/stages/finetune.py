@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import pydantic
 
 from hfkit.artifacts.cache import beside
+from hfkit.artifacts.manifest import Metrics
 from hfkit.data import corpus
 from hfkit.data.chat import set_generation_ids
 from hfkit.data.tasks import about_tasks
@@ -21,6 +22,9 @@ from hfkit.recipe.fields import Input, Push, ResolvedInputs, Section
 from hfkit.recipe.limits import Accept
 from hfkit.runtime.distributed import on_main, say
 from hfkit.training.settings import TRAIN, AnyOptimizer, BadSteps, Optimizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Recipe(TaskRecipe):
@@ -111,7 +115,7 @@ def check(recipe: Recipe, inputs: ResolvedInputs) -> Iterator[tuple[str, str]]:
             yield from task.row_problems(corpus.rows(data.path, "train"), tokenizer, "the train split")
 
 
-def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> dict[str, Any]:
+def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> Metrics:
     from transformers import set_seed
     from transformers.utils import logging
 
@@ -181,7 +185,7 @@ def _base_scores(recipe: Recipe, trainer: Any, test_rows: Any, task_metrics: Any
         return found | task_metrics(trainer.model, "test")
 
 
-def _load(recipe: Recipe, place: str, examples: Any, tokenizer: Any) -> Any:
+def _load(recipe: Recipe, place: str, examples: Any, tokenizer: "PreTrainedTokenizerBase") -> Any:
     """The model to train: in float32, with an adapter or a head of classes where the recipe asks for one."""
     import torch
 
@@ -209,7 +213,12 @@ def _load(recipe: Recipe, place: str, examples: Any, tokenizer: Any) -> Any:
 
 
 def _trainer(
-    recipe: Recipe, model: Any, tokenizer: Any, splits: dict[str, Any], task_metrics: Any, output: Path
+    recipe: Recipe,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    splits: dict[str, Any],
+    task_metrics: Any,
+    output: Path,
 ) -> tuple[Any, Any]:
     """The trainer of the task, and the rows of the test split."""
     from transformers import default_data_collator
@@ -243,7 +252,7 @@ def _trainer(
     return trainer, rows["test"]
 
 
-def _merge(recipe: Recipe, tokenizer: Any, output: Path, ids: Any) -> float:
+def _merge(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", output: Path, ids: Any) -> float:
     """Write merged/, and say how far its logits are from the adapter's."""
     from hfkit.model import adapters
 

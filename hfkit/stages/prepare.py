@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 
-from hfkit.artifacts.manifest import sha256_of
+from hfkit.artifacts.manifest import Json, Metrics, sha256_of
 from hfkit.data.cleaning import Cleaning, CleanSlice, printable
 from hfkit.data.columns import BadRow, Columns, Kind
 from hfkit.data.corpus import SPLITS
@@ -65,7 +65,7 @@ class Recipe(StageRecipe):
     bad_rows: BadRows | None = pydantic.Field(None, description="By default the first unreadable row stops the run.")
     push: Push | None = None
 
-    def external_inputs(self) -> dict[str, Any]:
+    def external_inputs(self) -> Json:
         """The content behind the sources, as far as it lies on this machine."""
         files = [path for source in self.sources if source.files for path in reading.files_of(source)]
         found: dict[str, Any] = {str(path): sha256_of(path) for path in files}
@@ -95,7 +95,7 @@ def check(recipe: Recipe, inputs: ResolvedInputs) -> Iterator[tuple[str, str]]:
         yield "labels", "no column is a label; write `columns: {<name>: label}`, or `labels` for lists of them"
 
 
-def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> dict[str, Any]:
+def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> Metrics:
     kept, dropped, seen = Counter[str](), Counter[str](), set[bytes]()
     characters, size, left_out = Counter[str](), Counter[str](), Counter[str]()
     bad_rows: list[BadRow] = []

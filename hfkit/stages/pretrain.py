@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import pydantic
 
 from hfkit.artifacts.cache import beside
+from hfkit.artifacts.manifest import Metrics
 from hfkit.data import corpus
 from hfkit.data.tokenizer import load_tokenizer
 from hfkit.errors import HfkitError
@@ -92,7 +93,7 @@ def count_parameters(recipe: Recipe, tokenizer: ResolvedInput) -> int:
         return HfkitForCausalLM(HfkitConfig(**{"vocab_size": vocab_size, **recipe.model})).num_parameters()
 
 
-def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> dict[str, Any]:
+def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> Metrics:
     from transformers import AutoModelForCausalLM, set_seed
     from transformers.utils import logging
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 
+from hfkit.artifacts.manifest import Metrics
 from hfkit.compression.settings import Pruning, Recover, check_calibration, check_recover
 from hfkit.data.corpus import Row
 from hfkit.distillation.settings import Distillation
@@ -96,7 +97,7 @@ def _problems_with(place: str, recipe: Recipe) -> Iterator[tuple[str, str]]:
     return problems_with(place, *settings, recipe.as_task().has_classes, recipe.trust_remote_code)
 
 
-def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> dict[str, Any]:
+def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> Metrics:
     from transformers.utils import logging
 
     from hfkit.data import corpus
@@ -129,7 +130,7 @@ def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> dict[str, Any]:
     return on_main("close", lambda: _close(recipe, scoring, rows, models, facts, output))
 
 
-def _prune(recipe: Recipe, inputs: ResolvedInputs, rows: list[Row], output: Path) -> dict[str, Any]:
+def _prune(recipe: Recipe, inputs: ResolvedInputs, rows: list[Row], output: Path) -> Metrics:
     """Make the folder of the pruned model, unless this recipe's is there. Returns what is to be said of it."""
     import shutil
 
@@ -169,7 +170,7 @@ def _close(
     models: dict[str, str],
     facts: dict[str, Any],
     output: Path,
-) -> dict[str, Any]:
+) -> Metrics:
     """Measure the models, and leave the last one alone in the folder."""
     import shutil
 

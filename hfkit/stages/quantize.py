@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 
+from hfkit.artifacts.manifest import Metrics
 from hfkit.compression.settings import check_calibration
 from hfkit.errors import refuse
 from hfkit.evaluation.settings import ScoredRecipe
@@ -71,7 +72,7 @@ def _problems_with(place: str, recipe: Recipe) -> Iterator[tuple[str, str]]:
     return problems_with(place, recipe.method, recipe.quantization, has_classes, recipe.trust_remote_code)
 
 
-def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> dict[str, Any]:
+def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> Metrics:
     from transformers.utils import logging
 
     from hfkit.compression import calibration, quantization

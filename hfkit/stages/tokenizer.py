@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import pydantic
 
+from hfkit.artifacts.manifest import Metrics
 from hfkit.data import corpus
 from hfkit.data.chat import TEMPLATES
 from hfkit.errors import HfkitError
@@ -58,7 +59,7 @@ def check(recipe: Recipe, inputs: ResolvedInputs) -> Iterator[tuple[str, str]]:
         yield "data", problem
 
 
-def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> dict[str, Any]:
+def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> Metrics:
     backend = train(recipe, limited(corpus.texts(inputs["data"].path, "train"), recipe.sample_bytes))
     tokenizer = wrapped(backend)
     tokenizer.save_pretrained(output)

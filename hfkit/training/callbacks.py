@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from hfkit.artifacts import manifest
+from hfkit.artifacts.manifest import Metrics
 from hfkit.runtime.bars import duration
 from hfkit.runtime.distributed import is_terminal, say
 from hfkit.training.resumable import ResumableTrainer
@@ -81,7 +82,7 @@ class Speed(TrainerCallback):
         return time.perf_counter() - self.time - (self.trainer.pauses - self.pauses)
 
 
-def speed_lines(metrics: dict[str, Any]) -> list[str]:
+def speed_lines(metrics: Metrics) -> list[str]:
     """How fast a model was trained, beside what the machine can do; nothing where that was not measured."""
     if not metrics["tokens_per_second"]:
         return []

@@ -19,6 +19,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from hfkit.artifacts import manifest
+from hfkit.artifacts.manifest import Json
 from hfkit.errors import HfkitError
 from hfkit.runtime.cores import usable_cores
 from hfkit.runtime.distributed import is_main, of_all, on_main, say
@@ -252,7 +253,7 @@ def problems_with(checkpoint: Path) -> list[str]:
         return [problem for problem in told if problem]
 
 
-def _problem_with(path: Path, entry: dict[str, Any]) -> str | None:
+def _problem_with(path: Path, entry: Json) -> str | None:
     try:
         size = path.stat().st_size
         if size != entry["size"]:

@@ -2,10 +2,13 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def repeated_layers(model: nn.Module) -> list[nn.Module]:
@@ -15,7 +18,7 @@ def repeated_layers(model: nn.Module) -> list[nn.Module]:
 
 
 @contextlib.contextmanager
-def compiled_layers(model: Any, is_wanted: bool = True) -> Iterator[None]:
+def compiled_layers(model: "PreTrainedModel", is_wanted: bool = True) -> Iterator[None]:
     """Compile the layers of a model while inside.
 
     On a CPU this takes half the time of compiling the whole model at once and runs as fast.

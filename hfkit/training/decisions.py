@@ -11,7 +11,9 @@ import torch
 from transformers import PreTrainedModel, TrainingArguments, default_data_collator
 
 from hfkit.artifacts import manifest
+from hfkit.artifacts.manifest import Json
 from hfkit.errors import HfkitError
+from hfkit.recipe.fields import Arguments
 from hfkit.runtime.devices import fastest_precision, matmul_flops
 from hfkit.runtime.distributed import on_main, say
 from hfkit.training.optimizers import fastest_orthogonalization
@@ -23,7 +25,7 @@ COMPILE_GAIN = 0.15  # share of a step's time that it saves at least, see benchm
 
 
 def settle(
-    train: dict[str, Any],
+    train: Arguments,
     output: Path,
     model: PreTrainedModel,
     rows: Any,
@@ -63,13 +65,13 @@ def settle(
 
 
 def decide(
-    train: dict[str, Any],
+    train: Arguments,
     args: TrainingArguments,
     model: PreTrainedModel,
     rows: Any,
     collate: Collate = default_data_collator,
     optimizer: str = "adamw",
-) -> dict[str, Any]:
+) -> Json:
     """`precision` (bf16, fp16 or fp32), `torch_compile` (False, True, or `layers`: layer by layer), the measured
     `roof_flops` of that precision, the `muon_precision` where Muon is the optimizer, and the `steps` to be made with
     the `rows_a_step` of all processes.
@@ -144,7 +146,7 @@ def _compilation_pays(
     return passes * seconds * COMPILE_GAIN > COMPILE_SECONDS
 
 
-def batches_for(decided: dict[str, Any], args: TrainingArguments) -> dict[str, int]:
+def batches_for(decided: Json, args: TrainingArguments) -> dict[str, int]:
     """`per_device_train_batch_size` and `gradient_accumulation_steps` with which a step has the rows it had when the
     run began, also on another number of processes. In the order of `EpochOrder` they are the very same rows.
 

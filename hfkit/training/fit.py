@@ -1,8 +1,8 @@
 """The shape of every training: resumed from the newest checkpoint, watched, and what it took."""
 
 from pathlib import Path
-from typing import Any
 
+from hfkit.artifacts.manifest import Metrics
 from hfkit.model.flops import training_flops_per_token
 from hfkit.runtime.distributed import on_main, say, world_size
 from hfkit.training import checkpoints
@@ -15,9 +15,7 @@ def newest_checkpoint(output: Path) -> str | None:
     return on_main("resume", lambda: str(checkpoints.newest(output) or "")) or None
 
 
-def fit(
-    trainer: ResumableTrainer, output: Path, checkpoint: str | None, tokens_a_row: float, length: int
-) -> dict[str, Any]:
+def fit(trainer: ResumableTrainer, output: Path, checkpoint: str | None, tokens_a_row: float, length: int) -> Metrics:
     """Train, and log each step in `metrics.jsonl` of the result's folder.
 
     Args:

@@ -4,7 +4,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from transformers.trainer import _is_peft_model
 from transformers.trainer_utils import TrainOutput
 
 from hfkit.artifacts import manifest
+from hfkit.artifacts.manifest import Json
 from hfkit.errors import HfkitError
 from hfkit.runtime import signals
 from hfkit.runtime.distributed import on_main, say
@@ -22,6 +23,9 @@ from hfkit.training.compilation import compiled_layers
 from hfkit.training.order import EpochOrder
 from hfkit.training.progress import Progress, load_progress, save_progress
 from hfkit.training.settings import BadSteps
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class StoppedInEvaluation(signals.Stopped):
@@ -45,7 +49,7 @@ class ResumableTrainer(GuardedTrainer):
         model: nn.Module,
         args: TrainingArguments,
         bad_steps: BadSteps | None = None,
-        decided: dict[str, Any] | None = None,
+        decided: Json | None = None,
         **kwargs: Any,
     ):
         """`decided` is what measuring decided, see `hfkit.training.decisions`."""
@@ -183,7 +187,7 @@ class ResumableTrainer(GuardedTrainer):
     # ---- each step
 
     def _maybe_log_save_evaluate(
-        self, tr_loss: torch.Tensor, grad_norm: Any, model: Any, *args: Any, **kwargs: Any
+        self, tr_loss: torch.Tensor, grad_norm: Any, model: "PreTrainedModel", *args: Any, **kwargs: Any
     ) -> None:
         if self._bad:
             self._wait_for_commit()

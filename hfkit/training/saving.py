@@ -4,7 +4,7 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel, TaskType
@@ -17,6 +17,9 @@ from hfkit.runtime.distributed import on_main
 from hfkit.training import checkpoints
 from hfkit.training.callbacks import draw_loss, read_log
 from hfkit.training.trainer import HfkitTrainer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def evaluate(trainer: Any, validation: Any, test: Any) -> dict[str, float]:
@@ -61,7 +64,7 @@ def _save_files(
 
 
 @contextlib.contextmanager
-def _unsharded_class(model: Any) -> Iterator[None]:
+def _unsharded_class(model: "PreTrainedModel") -> Iterator[None]:
     """FSDP2 gives a model a class of its own, beside whose code that of the model would not be saved."""
     kind = type(model)
     if isinstance(model, FSDPModule):

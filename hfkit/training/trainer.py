@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from hfkit.data.rows.packing import IGNORED, PackedRows
 from hfkit.errors import HfkitError
 from hfkit.metrics.intervals import bootstrap
 from hfkit.model.heads import causal_of, compute_loss_with, is_plain, portable_attention
+from hfkit.recipe.fields import Arguments
 from hfkit.runtime.bars import Bar
 from hfkit.training.chunked_head import chunk_tokens, chunked_head
 from hfkit.training.compilation import uncompiled
@@ -23,6 +24,9 @@ from hfkit.training.optimizers import MuonWithAdamW, kinds_of
 from hfkit.training.progress import own_random_numbers
 from hfkit.training.resumable import ResumableTrainer, StoppedInEvaluation
 from hfkit.training.settings import Optimizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class CrossEntropy:
@@ -57,7 +61,7 @@ class HfkitTrainer(ResumableTrainer):
 
     def __init__(
         self,
-        model: Any,
+        model: "PreTrainedModel",
         args: TrainingArguments,
         *others: Any,
         optimizer: Optimizer | Literal["adamw", "muon"] = "adamw",
@@ -159,7 +163,7 @@ class HfkitTrainer(ResumableTrainer):
         return metrics
 
     def token_metrics(
-        self, rows: PackedRows, title: str, model: Any = None, intervals: bool = True
+        self, rows: PackedRows, title: str, model: "PreTrainedModel" = None, intervals: bool = True
     ) -> dict[str, float]:
         """`loss`, `perplexity` and `bits_per_byte` of rows under a model, by default the one that is trained.
 
@@ -182,7 +186,7 @@ class HfkitTrainer(ResumableTrainer):
         return found
 
     @torch.no_grad()
-    def _token_sums(self, rows: PackedRows, title: str, model: Any) -> np.ndarray:
+    def _token_sums(self, rows: PackedRows, title: str, model: "PreTrainedModel") -> np.ndarray:
         """Of each row the sum of the losses in nats and the number of predicted tokens, (rows, 2)."""
         loader = self.get_eval_dataloader(rows)
         if model is None:
@@ -211,7 +215,7 @@ def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return functional.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
 
 
-def loading(device: torch.device) -> dict[str, Any]:
+def loading(device: torch.device) -> Arguments:
     """The arguments by which batches come to a device: to a GPU from pinned memory, and nothing waits for them."""
     is_gpu = device.type != "cpu"
     return {"dataloader_pin_memory": is_gpu, "accelerator_config": {"non_blocking": is_gpu}}

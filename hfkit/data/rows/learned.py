@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from hfkit.data.rows.packing import IGNORED
+from hfkit.recipe.fields import Arguments
 
 LEARNED = "learned"  # of a batch: `places` of its labels
 BOUNDS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")  # what flash attention is told
@@ -26,7 +27,7 @@ def taken(values: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
     return values.flatten(0, 1).index_select(0, at)
 
 
-def bounds(position_ids: torch.Tensor) -> dict[str, Any]:
+def bounds(position_ids: torch.Tensor) -> Arguments:
     """`BOUNDS` of packed documents, whose positions (batch, tokens) begin at 0.
 
     By itself transformers finds the documents in batches of one row only; in larger ones flash attention would look

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from hfkit.data.columns import BadRow, Columns, Row
+from hfkit.data.columns import BadRow, Columns, ReadRow
 from hfkit.errors import HfkitError, did_you_mean
 
 FORMATS = (".txt", ".md", ".py", ".jsonl", ".csv", ".parquet")  # also compressed: .gz, .zst
@@ -43,7 +43,7 @@ def open_file(path: Path) -> IO[bytes]:
     return path.open("rb")
 
 
-def read_file(path: Path, document: str, columns: Columns, names: dict[str, str]) -> Iterator[Row | BadRow]:
+def read_file(path: Path, document: str, columns: Columns, names: dict[str, str]) -> Iterator[ReadRow | BadRow]:
     """The rows of a file.
 
     Raises:
@@ -89,7 +89,7 @@ def blocks_of(path: Path) -> Iterator[Lines]:
         raise failure
 
 
-def read_lines(lines: Lines, columns: Columns, names: dict[str, str]) -> Iterator[Row | BadRow]:
+def read_lines(lines: Lines, columns: Columns, names: dict[str, str]) -> Iterator[ReadRow | BadRow]:
     """The rows of some lines of a file."""
     numbered = enumerate(io.BytesIO(lines.content), lines.first)
     if format_of(lines.path) == ".jsonl":
@@ -98,10 +98,10 @@ def read_lines(lines: Lines, columns: Columns, names: dict[str, str]) -> Iterato
     _check_kinds(lines.path, columns)
     for number, line in numbered:
         row = _decode(line, f"{lines.path}:{number}")
-        yield Row({"text": row.values["text"].rstrip("\r\n")}, row.origin) if isinstance(row, Row) else row
+        yield ReadRow({"text": row.values["text"].rstrip("\r\n")}, row.origin) if isinstance(row, ReadRow) else row
 
 
-def pieces(file: IO[bytes], origin: str, document: str) -> Iterator[Row | BadRow]:
+def pieces(file: IO[bytes], origin: str, document: str) -> Iterator[ReadRow | BadRow]:
     """A text as one document, as lines or as passages; the last two without holding all of it in memory."""
     if document == "file":
         yield _decode(file.read(), origin)
@@ -112,15 +112,15 @@ def pieces(file: IO[bytes], origin: str, document: str) -> Iterator[Row | BadRow
         if isinstance(row, BadRow):
             yield row
         elif document == "line":
-            yield Row({"text": row.values["text"].rstrip("\r\n")}, row.origin)
+            yield ReadRow({"text": row.values["text"].rstrip("\r\n")}, row.origin)
         else:
             passage.append(row.values["text"])
             characters += len(passage[-1])
             if characters >= PASSAGE_CHARACTERS and not passage[-1].strip():
-                yield Row({"text": "".join(passage)}, f"{origin}:{first}")
+                yield ReadRow({"text": "".join(passage)}, f"{origin}:{first}")
                 passage, characters, first = [], 0, number + 1
     if passage:
-        yield Row({"text": "".join(passage)}, f"{origin}:{first}")
+        yield ReadRow({"text": "".join(passage)}, f"{origin}:{first}")
 
 
 def check_columns(names: dict[str, str], there: Any, origin: str) -> None:
@@ -147,10 +147,10 @@ def _reading(path: Path) -> Iterator[None]:
         raise HfkitError(f"{path}: cannot be read: {error}; restore or remove the file") from None
 
 
-def _decode(content: bytes, origin: str) -> Row | BadRow:
+def _decode(content: bytes, origin: str) -> ReadRow | BadRow:
     """UTF-8, with or without a byte-order mark."""
     try:
-        return Row({"text": content.decode().removeprefix("\ufeff")}, origin)
+        return ReadRow({"text": content.decode().removeprefix("\ufeff")}, origin)
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         where = origin if origin.rpartition(":")[2].isdigit() else f"{origin}:{line}"
@@ -159,7 +159,7 @@ def _decode(content: bytes, origin: str) -> Row | BadRow:
 
 def _read_jsonl(
     lines: Iterable[tuple[int, bytes]], path: Path, columns: Columns, names: dict[str, str]
-) -> Iterator[Row | BadRow]:
+) -> Iterator[ReadRow | BadRow]:
     for number, line in lines:
         origin = f"{path}:{number}"
         if not line.strip():
@@ -177,7 +177,7 @@ def _read_jsonl(
                 yield columns.row(row, names, origin)
 
 
-def _read_csv(file: IO[bytes], path: Path, columns: Columns, names: dict[str, str]) -> Iterator[Row | BadRow]:
+def _read_csv(file: IO[bytes], path: Path, columns: Columns, names: dict[str, str]) -> Iterator[ReadRow | BadRow]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # it is a C long, of 32 bits on Windows
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
     reader = csv.reader(text, strict=True)
@@ -205,12 +205,12 @@ def _read_csv(file: IO[bytes], path: Path, columns: Columns, names: dict[str, st
             yield BadRow(f"{path}:{first}", "has more fields than the header; put it in quotes", lines)
         elif fields:
             row = columns.row(dict(itertools.zip_longest(header, fields)), names, f"{path}:{first}")
-            yield row if isinstance(row, Row) else row._replace(lines=reader.line_num - first + 1)
+            yield row if isinstance(row, ReadRow) else row._replace(lines=reader.line_num - first + 1)
     if header is None:
         check_columns(names, [], str(path))
 
 
-def _read_parquet(path: Path, columns: Columns, names: dict[str, str]) -> Iterator[Row | BadRow]:
+def _read_parquet(path: Path, columns: Columns, names: dict[str, str]) -> Iterator[ReadRow | BadRow]:
     import pyarrow
     import pyarrow.parquet
 

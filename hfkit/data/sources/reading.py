@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from hfkit.data.columns import BadRow, Columns, Row
+from hfkit.data.columns import BadRow, Columns, ReadRow
 from hfkit.data.sources import stdlib
 from hfkit.data.sources.files import (
     FORMATS,
@@ -135,7 +135,7 @@ class Slice(NamedTuple):
     """
 
     source: int
-    rows: list[Row | BadRow] | Lines
+    rows: list[ReadRow | BadRow] | Lines
 
 
 def slices(index: int, source: Source, columns: Columns) -> Iterator[Slice]:
@@ -157,9 +157,9 @@ def names_in(source: Source, columns: Columns) -> dict[str, str]:
     return {name: source.columns.get(name, source.text if name == "text" else name) for name in columns.kinds}
 
 
-def _grouped(rows: Iterator[Row | BadRow]) -> Iterator[list[Row | BadRow]]:
+def _grouped(rows: Iterator[ReadRow | BadRow]) -> Iterator[list[ReadRow | BadRow]]:
     """Rows in groups. Those before one that cannot be had come before the error."""
-    group, size = list[Row | BadRow](), 0
+    group, size = list[ReadRow | BadRow](), 0
     failure = None
     try:
         for row in rows:
@@ -176,7 +176,7 @@ def _grouped(rows: Iterator[Row | BadRow]) -> Iterator[list[Row | BadRow]]:
         raise failure
 
 
-def read(source: Source, columns: Columns, wanted: Callable[[str], bool] | None = None) -> Iterator[Row | BadRow]:
+def read(source: Source, columns: Columns, wanted: Callable[[str], bool] | None = None) -> Iterator[ReadRow | BadRow]:
     """The rows of a source, and in their place those that cannot be read.
 
     Args:
@@ -199,11 +199,11 @@ def read(source: Source, columns: Columns, wanted: Callable[[str], bool] | None 
 
 def _read_builtin(
     source: Source, columns: Columns, names: dict[str, str], wanted: Callable[[str], bool] | None
-) -> Iterator[Row | BadRow]:
+) -> Iterator[ReadRow | BadRow]:
     if source.builtin == "python-stdlib":
         for module, content in stdlib.documents():
             for row in pieces(io.BytesIO(content), f"python-stdlib/{module}", source.document):
-                yield row._replace(group=module) if isinstance(row, Row) else row
+                yield row._replace(group=module) if isinstance(row, ReadRow) else row
         return
     functions = stdlib.functions if source.builtin == "python-functions" else stdlib.packages
     for found in functions(wanted):
@@ -211,7 +211,7 @@ def _read_builtin(
         yield columns.row(found, names, origin, group=str(found["module"]))
 
 
-def _read_hub(source: Source, columns: Columns, names: dict[str, str]) -> Iterator[Row | BadRow]:
+def _read_hub(source: Source, columns: Columns, names: dict[str, str]) -> Iterator[ReadRow | BadRow]:
     import datasets
 
     try:

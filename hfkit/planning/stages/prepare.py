@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hfkit.data.columns import Row
+from hfkit.data.columns import ReadRow
 from hfkit.data.parquet import ParquetWriters
 from hfkit.planning.work import Chore, Known, Work
 from hfkit.recipe.fields import ResolvedInputs
@@ -20,7 +20,7 @@ def work(recipe: Recipe, known: dict[str, Known]) -> Work:
 
     cleaning = cleaning_of(recipe)
 
-    def found(row: Row) -> tuple[str, bytes] | None:
+    def found(row: ReadRow) -> tuple[str, bytes] | None:
         if cleaning.reason_to_drop(row.values):
             return None
         key = cleaning.key(row.values)
