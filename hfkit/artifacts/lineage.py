@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from hfkit.artifacts import manifest
 from hfkit.artifacts.manifest import Json, Manifest
@@ -106,7 +105,7 @@ def _short(digest: str | None) -> str:
     return f"  sha256 {digest[:12]}" if digest else ""
 
 
-def _is_digest(value: Any) -> bool:
+def _is_digest(value: object) -> bool:
     return isinstance(value, str) and len(value) == 64
 
 

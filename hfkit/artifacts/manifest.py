@@ -89,11 +89,11 @@ def sweep(folder: Path, pattern: str = "*") -> None:
             path.unlink()
 
 
-def as_json(value: dict[str, Any]) -> str:
+def as_json(value: Json) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: Json) -> None:
     write_file(path, as_json(value))
 
 
@@ -109,7 +109,7 @@ def _sha256(file: Any) -> str:  # Python 3.10
     return digest.hexdigest()
 
 
-def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+def describe_files(folder: Path) -> dict[str, Json]:
     """Size and SHA-256 of every file that the folder's result consists of."""
     names = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     return {
@@ -119,7 +119,7 @@ def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def digest_of(files: dict[str, dict[str, Any]]) -> str:
+def digest_of(files: dict[str, Json]) -> str:
     """One digest for the content of a folder; reports and timings do not count."""
     parts = [f"{name} {entry['sha256']}" for name, entry in sorted(files.items()) if name not in DIGEST_EXCLUDES]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -154,7 +154,7 @@ class _Reached(Exception):
     """The decoder has called all the layers that were asked for."""
 
 
-def _calls(model: "PreTrainedModel", layers: Sequence[nn.Module], ids: Tensor) -> list[tuple[tuple, dict[str, Any]]]:
+def _calls(model: "PreTrainedModel", layers: Sequence[nn.Module], ids: Tensor) -> list[tuple[tuple, Arguments]]:
     """What the decoder calls its first layers with, (arguments, options) of each. It goes no further."""
     calls = list[tuple[tuple, dict[str, Any]]]()
 

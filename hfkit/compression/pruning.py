@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hfkit.artifacts.manifest import is_adapter
+from hfkit.artifacts.manifest import Metrics, is_adapter
 from hfkit.compression.calibration import prune_weights, sparsity_of
 from hfkit.compression.importance import activation_importance, layers_to_drop
 from hfkit.compression.masks import parse_sparsity
@@ -84,7 +84,7 @@ def _check_groups(
             return
 
 
-def prune(model: "PreTrainedModel", pruning: Pruning, rows: torch.Tensor | None) -> tuple[Any, dict[str, Any]]:
+def prune(model: "PreTrainedModel", pruning: Pruning, rows: torch.Tensor | None) -> tuple[Any, Metrics]:
     """The pruned model, and what is to be said of it. With masks it is the same model, changed in place.
 
     Args:

@@ -10,13 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from hfkit.artifacts.manifest import Json
 from hfkit.errors import HfkitError, did_you_mean, reason
 from hfkit.recipe.fields import Arguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Turns = list[dict[str, Any]]
+Turns = list[Json]
+Tools = list[Json] | str | None  # as JSON schemas, or as text that holds them
 
 TEMPLATES = {
     # For tokenizers without tokens for turns: EOS ends an answer.
@@ -96,9 +98,7 @@ def problem_with_template(tokenizer: "PreTrainedTokenizerBase") -> str | None:
     return None
 
 
-def render(
-    turns: Turns, tokenizer: "PreTrainedTokenizerBase", tools: list[Any] | str | None = None, is_prompt: bool = False
-) -> str:
+def render(turns: Turns, tokenizer: "PreTrainedTokenizerBase", tools: Tools = None, is_prompt: bool = False) -> str:
     """The text of a chat; with `is_prompt` up to where the assistant's next answer begins.
 
     Raises:
@@ -115,7 +115,7 @@ def render(
     return str(text)
 
 
-def _tools(tools: list[Any] | str | None) -> list[Any] | None:
+def _tools(tools: Tools) -> list[Json] | None:
     """As templates take them; a data set keeps them as JSON text."""
     return (json.loads(tools or "[]") if isinstance(tools, str) else tools) or None
 
@@ -127,7 +127,7 @@ def _named(turns: Turns, tokenizer: "PreTrainedTokenizerBase") -> Turns:
     return [{own if name == REASONING[0] else name: value for name, value in turn.items()} for turn in turns]
 
 
-def unwritten(turns: Turns, tokenizer: "PreTrainedTokenizerBase", tools: list[Any] | str | None = None) -> str | None:
+def unwritten(turns: Turns, tokenizer: "PreTrainedTokenizerBase", tools: Tools = None) -> str | None:
     """Why an answer would be learned without its tool calls; None if the template writes them, or there are none."""
     bare = [{name: value for name, value in turn.items() if name != "tool_calls"} for turn in turns]
     if bare == turns or render(bare, tokenizer, tools) != render(turns, tokenizer, tools):
@@ -138,7 +138,7 @@ def unwritten(turns: Turns, tokenizer: "PreTrainedTokenizerBase", tools: list[An
     )
 
 
-def prompt_text(turns: Turns, tokenizer: "PreTrainedTokenizerBase", tools: list[Any] | str | None = None) -> str:
+def prompt_text(turns: Turns, tokenizer: "PreTrainedTokenizerBase", tools: Tools = None) -> str:
     """The text up to the last answer, which is to be written anew; all of it, where there is no answer."""
     last = max((index for index, turn in enumerate(turns) if turn["role"] == "assistant"), default=len(turns))
     return render(turns[:last], tokenizer, tools, is_prompt=True)
@@ -204,7 +204,7 @@ class EncodedChat(NamedTuple):
     ends: list[int]
 
 
-def encode_chat(turns: Turns, tokenizer: "PreTrainedTokenizerBase", tools: Any = None) -> Iterator[EncodedChat]:
+def encode_chat(turns: Turns, tokenizer: "PreTrainedTokenizerBase", tools: Tools = None) -> Iterator[EncodedChat]:
     """The tokens of a chat up to its last answer; nothing where it has none.
 
     What the assistant says before anybody else is context. Each answer follows the very tokens that its prompt has at
@@ -245,7 +245,7 @@ class _Answer(NamedTuple):
 
 
 def _encode(
-    turns: Turns, text: str, answers: list[_Answer], tokenizer: "PreTrainedTokenizerBase", tools: Any
+    turns: Turns, text: str, answers: list[_Answer], tokenizer: "PreTrainedTokenizerBase", tools: Tools
 ) -> EncodedChat | None:
     """A rendered chat with all of these answers in it; None where one does not follow its own prompt there."""
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -275,9 +275,7 @@ def _joined(answer: _Answer, tokenizer: "PreTrainedTokenizerBase") -> EncodedCha
     return EncodedChat([*answer.prompt, *ids], [False] * len(answer.prompt) + [True] * len(ids), [length])
 
 
-def _marked(
-    turns: Turns, tokenizer: "PreTrainedTokenizerBase", tools: list[Any] | str | None, ids: list[int]
-) -> list[bool]:
+def _marked(turns: Turns, tokenizer: "PreTrainedTokenizerBase", tools: Tools, ids: list[int]) -> list[bool]:
     """Of each token whether it lies between `{% generation %}` and `{% endgeneration %}` of the template."""
     found = tokenizer.apply_chat_template(
         _named(turns, tokenizer),

@@ -177,7 +177,7 @@ def _stored_place(place: str) -> str:
     return printable(without_places(place))
 
 
-def _cleaned(value: Any, repair: bool) -> Any:
+def _cleaned(value: object, repair: bool) -> Any:
     """A value with every text in it clean."""
     if isinstance(value, str):
         return clean(value, repair)

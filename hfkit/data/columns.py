@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
+from hfkit.artifacts.manifest import Json
 from hfkit.errors import did_you_mean, shown
 
 Kind = Literal["text", "texts", "label", "labels", "messages", "tools"]
@@ -81,19 +82,19 @@ class Columns:
             kind not in ("label", "labels") or column in self._label_types for column, kind in self.kinds.items()
         )
 
-    def _read(self, value: Any, kind: Kind, column: str) -> Any:
+    def _read(self, value: object, kind: Kind, column: str) -> Any:
         if kind == "label":
             return self._label(value, column)
         if kind == "labels":
             return list(dict.fromkeys(self._label(each, column) for each in _list_of_labels(value)))
         return self._readers[kind](value)
 
-    def _messages(self, value: Any) -> list[dict[str, Any]]:
+    def _messages(self, value: object) -> list[Json]:
         if not isinstance(value, list) or not value:
             raise ValueError(f"must be a list of messages, got {shown(value)}")
         return [self._message(message) for message in value]
 
-    def _message(self, message: Any) -> dict[str, Any]:
+    def _message(self, message: object) -> Json:
         if isinstance(message, dict) and {"from", "value"} <= message.keys():  # as ShareGPT writes them
             told = {name: value for name, value in message.items() if name not in ("from", "value")}
             message = {"role": SHAREGPT.get(message["from"], message["from"]), "content": message["value"], **told}
@@ -111,7 +112,7 @@ class Columns:
                 self._left_out.append(name)
         return found
 
-    def _label(self, value: Any, column: str) -> str:
+    def _label(self, value: object, column: str) -> str:
         """The name of a class. Whole numbers may be written as pandas does, 1.0, and yes or no as true and false."""
         if isinstance(value, float) and value.is_integer():
             value = int(value)
@@ -133,20 +134,20 @@ class Columns:
         return self.labels[int(value)]
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError(f"must be text, got {shown(value)}")
     return value
 
 
-def _texts(value: Any) -> list[str]:
+def _texts(value: object) -> list[str]:
     values = [value] if isinstance(value, str) else value
     if not isinstance(values, list) or not values:
         raise ValueError(f"must be a list of texts, got {shown(value)}")
     return [_text(each) for each in values]
 
 
-def _list_of_labels(value: Any) -> list[Any]:
+def _list_of_labels(value: object) -> list[Any]:
     """A list of classes, which may be empty; the same as JSON text, which is how a CSV file holds it; or one class."""
     if isinstance(value, str):
         text = value.strip()
@@ -159,7 +160,7 @@ def _list_of_labels(value: Any) -> list[Any]:
     return value
 
 
-def _check_encodable(value: Any) -> None:
+def _check_encodable(value: object) -> None:
     """Hold all texts in a value to what UTF-8 can write: half of a surrogate pair, which JSON can escape, is not."""
     if isinstance(value, str):
         try:
@@ -175,7 +176,7 @@ def _check_encodable(value: Any) -> None:
             _check_encodable(each)
 
 
-def _tools(value: Any) -> list[Any]:
+def _tools(value: object) -> list[Any]:
     """Tools as JSON schemas; a list of them, or the same as JSON text."""
     try:
         tools = json.loads(value) if isinstance(value, str) else value or []
@@ -186,7 +187,7 @@ def _tools(value: Any) -> list[Any]:
     return tools
 
 
-def _content(value: Any) -> str:
+def _content(value: object) -> str:
     """The text of a message: a string, nothing beside tool calls, or a list of parts that are texts."""
     if isinstance(value, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in value):
         return "".join(_text(part.get("text")) for part in value)

@@ -4,10 +4,13 @@ import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hfkit.artifacts.manifest import Json
 from hfkit.errors import HfkitError, reason, way_to
+
+if TYPE_CHECKING:
+    import pyarrow
 
 SPLITS = ("train", "validation", "test")
 ROWS_READ_AT_ONCE = 256
@@ -42,13 +45,13 @@ def columns_of(place: str) -> dict[str, str] | None:
     return found
 
 
-def _is_chat(kind: Any) -> bool:
+def _is_chat(kind: "pyarrow.DataType") -> bool:
     import pyarrow
 
     return pyarrow.types.is_list(kind) and pyarrow.types.is_struct(kind.value_type)
 
 
-def _message(stored: Json) -> dict[str, Any]:
+def _message(stored: Json) -> Json:
     """A message of a chat with the fields that it has; tool calls are stored as JSON text."""
     found = {name: value for name, value in stored.items() if value is not None}
     if isinstance(found.get("tool_calls"), str):
@@ -56,7 +59,7 @@ def _message(stored: Json) -> dict[str, Any]:
     return found
 
 
-def stored_message(message: dict[str, Any]) -> dict[str, str]:
+def stored_message(message: Json) -> dict[str, str]:
     """A message as Parquet holds it: tool calls have any shape, and so are JSON text."""
     return {
         name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -9,7 +9,7 @@ import io
 import json
 import zlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from hfkit.data.columns import Kind
 from hfkit.data.corpus import Row
@@ -80,7 +80,7 @@ def guess(files: str, task: type[Task], values: Row) -> Guess:
     return Guess(columns, keys, names)
 
 
-def _kind(key: str, value: Any) -> Kind:
+def _kind(key: str, value: object) -> Kind:
     """The kind of a column that serves a key. Whether a row has one class or a list of them is seen in the first."""
     is_list = isinstance(value, list) or (isinstance(value, str) and value.startswith("["))
     return "labels" if key == "label" and is_list else KINDS.get(key, "text")

@@ -103,7 +103,7 @@ class Workers(Generic[Item, Result]):
         return result
 
 
-def _send(pipe: IO[bytes] | None, value: Any) -> None:
+def _send(pipe: IO[bytes] | None, value: object) -> None:
     assert pipe is not None
     # In one piece: a thread that takes many waits for the others after each.
     content = pickle.dumps(value, protocol=5)

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, default_data_collator
 
 from hfkit.artifacts import manifest
+from hfkit.artifacts.manifest import Json
 from hfkit.data import corpus
 from hfkit.data.chat import generation_ids
 from hfkit.data.rows.examples import Examples, PackedExamples, pad, show_example, task_examples
@@ -105,7 +106,7 @@ def training_data(
 
 def _rows(
     settings: Distillation, place: str, tokenizer: PreTrainedTokenizerBase, cache: Path
-) -> tuple[Path, dict[str, Any], Collate]:
+) -> tuple[Path, Json, Collate]:
     """The folder of the tokenized data, its splits, and what makes a batch of their rows."""
     length = settings.sequence_length
     if settings.task.is_text:

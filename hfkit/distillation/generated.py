@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfkit.artifacts import manifest
 from hfkit.artifacts.cache import path_of
+from hfkit.artifacts.manifest import Json
 from hfkit.data import corpus
 from hfkit.distillation.settings import Distillation
 from hfkit.inference.generation import answers
@@ -64,7 +65,7 @@ def write_generated(
     return folder
 
 
-def _write(folder: Path, data: Path, rows: list[corpus.Row], made_from: dict[str, Any]) -> None:
+def _write(folder: Path, data: Path, rows: list[corpus.Row], made_from: Json) -> None:
     import pyarrow
     import pyarrow.parquet
 
@@ -81,6 +82,7 @@ def _write(folder: Path, data: Path, rows: list[corpus.Row], made_from: dict[str
         manifest.finish(work, {**content, "fingerprint": fingerprint, "inputs": {}, "hardware": hardware})
 
 
-def _stored(value: Any) -> Any:
-    is_chat = isinstance(value, list) and all(isinstance(each, dict) for each in value)
-    return [corpus.stored_message(message) for message in value] if is_chat else value
+def _stored(value: object) -> Any:
+    if isinstance(value, list) and all(isinstance(each, dict) for each in value):
+        return [corpus.stored_message(message) for message in value]
+    return value

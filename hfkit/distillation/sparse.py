@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hfkit.artifacts.manifest import Metrics
 from hfkit.data.rows.packing import IGNORED
 from hfkit.errors import HfkitError
 
@@ -90,7 +91,7 @@ def top_k(probabilities: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def measure_bias(
     logits_of: LogitsOf, rows: Any, temperature: float, steps: tuple[int, ...] = (256, 1024, 4096)
-) -> dict[str, Any]:
+) -> Metrics:
     """How far stored targets are from the teacher's distributions, as total variation: half the sum of the absolute
     differences, 0 to 1.
 

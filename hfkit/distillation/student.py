@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from hfkit.distillation.settings import Distillation, FromTeacher
-from hfkit.recipe.fields import ResolvedInputs
+from hfkit.recipe.fields import Arguments, ResolvedInputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -58,7 +58,7 @@ def make_student(
     return model if settings.lora is None else adapt(model, settings.lora, has_classes=False, is_quantized=False)
 
 
-def student_config(student: dict[str, Any], teacher: "PreTrainedConfig | None") -> "PreTrainedConfig | None":
+def student_config(student: Arguments, teacher: "PreTrainedConfig | None") -> "PreTrainedConfig | None":
     """The sizes of a student that is still to be made, as far as they are known before tokenizer and teacher are."""
     from hfkit.model import HfkitConfig
 

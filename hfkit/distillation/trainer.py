@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, TrainingArguments
 
-from hfkit.artifacts.manifest import Json
+from hfkit.artifacts.manifest import Json, Metrics
 from hfkit.data.rows.examples import pad
 from hfkit.data.rows.learned import BOUNDS
 from hfkit.data.rows.packing import IGNORED
@@ -78,7 +78,7 @@ class DistillationTrainer(HfkitTrainer):
         batches = [self._written_by_student(self._prepare_inputs(batch)) for batch in batches]
         return batches, self._get_num_items_in_batch(batches, device)
 
-    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+    def log(self, logs: Metrics, start_time: float | None = None) -> None:
         if "loss" in logs and len(self._parts) > 1:
             sums = self.accelerator.reduce(torch.stack(list(self._parts.values())), "sum").tolist()
             logs |= {f"loss_{name}": value for name, value in zip(self._parts, sums, strict=True)}

@@ -2,8 +2,8 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
+from hfkit.artifacts.manifest import Json
 from hfkit.engine import graph
 from hfkit.reports.markdown import cell
 
@@ -37,7 +37,7 @@ def _stage(name: str, path: Path) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _keys(properties: dict[str, Any], required: set[str]) -> str:
+def _keys(properties: Json, required: set[str]) -> str:
     rows = [
         [f"`{key}`", cell(_kind(value)), _default(key, value, required), cell(_line(value.get("description", "")))]
         for key, value in properties.items()
@@ -45,7 +45,7 @@ def _keys(properties: dict[str, Any], required: set[str]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [["key", "value", "default", ""], ["---"] * 4, *rows])
 
 
-def _kind(value: dict[str, Any]) -> str:
+def _kind(value: Json) -> str:
     """What a value must be, in words."""
     if "anyOf" in value:
         return " or ".join(dict.fromkeys(_kind(each) for each in value["anyOf"] if each.get("type") != "null"))
@@ -69,7 +69,7 @@ def _kind(value: dict[str, Any]) -> str:
     return " ".join([words.get(value.get("type", ""), ""), ", ".join(bounds)]).strip()
 
 
-def _default(key: str, value: dict[str, Any], required: set[str]) -> str:
+def _default(key: str, value: Json, required: set[str]) -> str:
     if key in required or "default" not in value:
         return ""
     default = value["default"]

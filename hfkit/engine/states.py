@@ -7,7 +7,7 @@ stage says of the world outside (`external`).
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from hfkit.artifacts import manifest
 from hfkit.artifacts.manifest import Json, Manifest
@@ -52,7 +52,7 @@ def state_of(node: Node) -> tuple[State, list[str]]:
     return "rejected" if "rejected" in made else "unfinished", []
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def _differences(old: Json, new: Json) -> list[str]:
     """`train.max_steps: 600 -> 700` for each value that differs."""
     before, after = _flat(old), _flat(new)
     lines = []
@@ -78,7 +78,7 @@ def _changed_defaults(made: Manifest, node: Node, told: set[str]) -> list[str]:
     ]
 
 
-def _flat(value: Any, prefix: str = "") -> Json:
+def _flat(value: object, prefix: str = "") -> Json:
     if not isinstance(value, dict):
         return {prefix: value}
     return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}.{key}" if prefix else key).items()}

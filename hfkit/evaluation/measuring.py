@@ -5,9 +5,9 @@ import time
 from itertools import islice
 from logging import ERROR, getLogger
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from hfkit.artifacts.manifest import Metrics
+from hfkit.artifacts.manifest import Json, Metrics
 
 getLogger("bitsandbytes").setLevel(ERROR)  # it speaks of kernels that it could not load
 import bitsandbytes  # noqa: E402, F401 or else the first quantized model takes the time to load it
@@ -72,7 +72,7 @@ def judge(
     data: str,
     result: Path,
     base_place: str,
-) -> list[dict[str, Any]]:
+) -> list[Json]:
     """The limits of a training beside what was measured; where they are on costs, these are measured now.
 
     Args:

@@ -10,6 +10,7 @@ import numpy as np
 from datasets import Features, Value
 from datasets import Sequence as ListOf
 
+from hfkit.artifacts.manifest import Json, Metrics
 from hfkit.errors import HfkitError, did_you_mean, shown
 from hfkit.metrics.intervals import Combine, Difference, bootstrap, paired_test
 from hfkit.version import __version__
@@ -104,7 +105,7 @@ class RowMetric(evaluate.Metric):
             return self._last.signature
         return self._signature(self._all_options(options), None, None)
 
-    def compute(self, *, predictions: Any = None, references: Any = None, **options: Any) -> dict[str, Any] | None:
+    def compute(self, *, predictions: Any = None, references: Any = None, **options: Any) -> Metrics | None:
         """The scores, with the arguments, keys and scale of the `evaluate` metric of the same name."""
         self._check_options(options)
         if predictions is not None:
@@ -132,13 +133,13 @@ class RowMetric(evaluate.Metric):
         # No folder where no file will be: the cache may be read-only.
         return "" if self._is_in_memory else super()._build_data_dir()
 
-    def _compute(self, predictions: Any, references: Any = None, **options: Any) -> dict[str, Any]:
+    def _compute(self, predictions: Any, references: Any = None, **options: Any) -> Metrics:
         statistics = self.statistics(
             list(predictions), references if references is None else list(references), **options
         )
         return statistics.details() if statistics.details else statistics.scores()
 
-    def _signature(self, options: dict[str, Any], references: list[Any] | None, tokenizers: str | None) -> str:
+    def _signature(self, options: Json, references: list[Any] | None, tokenizers: str | None) -> str:
         """name:value of the number of references and of the options that are set, `tokenize` as sacrebleu's `tok`."""
         pairs = {"nrefs": nrefs(references)} if "references" in self._feature_names() else {}
         pairs |= {name: value for name, value in options.items() if value is not None and name != "tokenize"}
@@ -147,12 +148,12 @@ class RowMetric(evaluate.Metric):
         pairs["version"] = f"hfkit-{__version__}"
         return "|".join([self.name, *(f"{name}:{_in_words(value)}" for name, value in pairs.items())])
 
-    def _all_options(self, options: dict[str, Any]) -> dict[str, Any]:
+    def _all_options(self, options: Json) -> Json:
         """The options with the defaults of those that are not given."""
         known = list(inspect.signature(self._statistics).parameters.values())[2:]
         return {each.name: options.get(each.name, each.default) for each in known}
 
-    def _check_options(self, options: dict[str, Any]) -> None:
+    def _check_options(self, options: Json) -> None:
         known = self._all_options({})
         for name in options:
             if name not in known:
@@ -199,19 +200,19 @@ def nrefs(references: list[Any] | None) -> int | str:
     return numbers.pop() if len(numbers) == 1 else "var"
 
 
-def listed(name: str, values: Any) -> list[Any]:
+def listed(name: str, values: object) -> list[Any]:
     """The entries of rows, whatever holds them; raises an HfkitError where it is no list of any kind."""
     if values is None or isinstance(values, (str, bytes, dict)) or not hasattr(values, "__iter__"):
         raise HfkitError(f"{name}: must be a list with one entry a row, got {shown(values)}")
     return list(values)
 
 
-def _check_text(name: str, row: int, value: Any) -> None:
+def _check_text(name: str, row: int, value: object) -> None:
     if not isinstance(value, str):
         raise HfkitError(f"{name}: row {row} must be text, got {shown(value)}")
 
 
-def _in_words(value: Any) -> str:
+def _in_words(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, (list, tuple)):

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from hfkit.artifacts.manifest import Metrics
+from hfkit.artifacts.manifest import Json, Metrics
 from hfkit.errors import HfkitError, did_you_mean
 from hfkit.metrics import scripts
 from hfkit.metrics.base import RowMetric, Statistics, nrefs
@@ -168,7 +168,7 @@ class Sacrebleu(RowMetric):
             details,
         )
 
-    def _signature(self, options: dict[str, Any], references: list[Any] | None, tokenizers: str | None) -> str:
+    def _signature(self, options: Json, references: list[Any] | None, tokenizers: str | None) -> str:
         from sacrebleu.metrics.bleu import BLEU
 
         kept = {name: options[name] for name in ("smooth_method", "smooth_value", "lowercase")}
@@ -214,11 +214,11 @@ class Chrf(RowMetric):
         signature = _sacrebleu_signature(self.name, scorer, references)
         return Statistics(array, combine, signature, lambda: combine(array.sum(axis=0)) | orders)
 
-    def _signature(self, options: dict[str, Any], references: list[Any] | None, tokenizers: str | None) -> str:
+    def _signature(self, options: Json, references: list[Any] | None, tokenizers: str | None) -> str:
         return _sacrebleu_signature(self.name, _chrf(options), references)
 
 
-def _chrf(options: dict[str, Any]) -> Any:
+def _chrf(options: Json) -> Any:
     from sacrebleu.metrics.chrf import CHRF
 
     for name, least in (("char_order", 1), ("word_order", 0), ("beta", 1)):

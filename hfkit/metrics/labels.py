@@ -3,7 +3,7 @@
 A row has one class, or a list of any number of them (multi-label).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ class LabelMetric(RowMetric):
         return predictions, references
 
 
-def labels_of(name: str, values: Any) -> list[Any]:
+def labels_of(name: str, values: object) -> list[Any]:
     """Classes as texts or as whole numbers, or as lists of texts, whatever array they come in.
 
     Raises:
@@ -56,19 +56,19 @@ def labels_of(name: str, values: Any) -> list[Any]:
     return found
 
 
-def _names(name: str, row: int, value: Any) -> list[str]:
+def _names(name: str, row: int, value: Iterable[object]) -> list[str]:
     """The classes of a row, each once and in one order."""
     for each in value:
         if not isinstance(each, str):
             raise HfkitError(f"{name}: row {row}: a list of classes must be of their names, got {shown(each)}")
-    return sorted({*value})
+    return sorted({str(each) for each in value})
 
 
-def _kind(label: Any) -> str:
+def _kind(label: object) -> str:
     return "name" if isinstance(label, str) else "list of names" if isinstance(label, list) else "number"
 
 
-def _set_of(classes: Any) -> set[Any]:
+def _set_of(classes: object) -> set[Any]:
     return set(classes) if isinstance(classes, list) else {classes}
 
 

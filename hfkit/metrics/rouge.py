@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from hfkit.artifacts.manifest import Metrics
 from hfkit.errors import HfkitError, did_you_mean
 from hfkit.metrics import scripts
 from hfkit.metrics.base import RowMetric, Statistics
@@ -55,7 +56,7 @@ class Rouge(RowMetric):
         def combine(sums: np.ndarray) -> dict[str, float]:
             return {name: float(total / sums[0]) for name, total in zip(types, sums[1:], strict=True)}
 
-        def lists() -> dict[str, Any]:
+        def lists() -> Metrics:
             return {name: scores[:, place].tolist() for place, name in enumerate(types)}
 
         options = {"rouge_types": types, "use_stemmer": use_stemmer, "split_summaries": split_summaries}

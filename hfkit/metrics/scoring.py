@@ -5,11 +5,10 @@ import json
 import random
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from hfkit.artifacts.manifest import Metrics
+from hfkit.artifacts.manifest import Json, Metrics
 from hfkit.metrics.base import Statistics
 from hfkit.metrics.catalogue import implementation, load_metric, made_of, named
 from hfkit.metrics.labels import confusion
@@ -158,13 +157,13 @@ def row_scores(found: dict[str, Statistics], rows: int) -> list[dict[str, float]
     return merged
 
 
-def write_predictions(path: Path, rows: list[dict[str, Any]]) -> None:
+def write_predictions(path: Path, rows: list[Json]) -> None:
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def best_worst_random(rows: list[dict[str, Any]], key: str) -> dict[str, list[dict[str, Any]]]:
+def best_worst_random(rows: list[Json], key: str) -> dict[str, list[Json]]:
     """Three rows of each kind, by one of their scores."""
     order = sorted(rows, key=lambda row: row["scores"][key])
     return {

@@ -114,7 +114,7 @@ def window_of(config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") 
     return min(sizes, default=USUAL_WINDOW)
 
 
-def new_config(fields: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", sequence_length: int) -> "HfkitConfig":
+def new_config(fields: Arguments, tokenizer: "PreTrainedTokenizerBase", sequence_length: int) -> "HfkitConfig":
     """The configuration of a new model: a recipe's fields, and what the tokenizer and the rows decide."""
     from hfkit.model import HfkitConfig
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 
@@ -10,6 +9,7 @@ from hfkit.planning.machines import FSDP2, Machine, Spread
 from hfkit.planning.schedule import schedule_of
 from hfkit.planning.shapes import kept_for_backward, shape_of
 from hfkit.planning.work import Model, Reading, Training, Writing
+from hfkit.recipe.fields import Arguments
 from hfkit.training.chunked_head import chunk_tokens
 
 Memory = dict[str, float]  # bytes by part
@@ -112,7 +112,7 @@ def first_that_fits(
     return None
 
 
-def _with(training: Training, told: dict[str, Any], batch: int | None = None) -> Training:
+def _with(training: Training, told: Arguments, batch: int | None = None) -> Training:
     reads = training.at_evaluations
     if batch is not None:
         reads = tuple(dataclasses.replace(each, batch=batch) for each in reads)

@@ -119,7 +119,7 @@ class Section:
     chosen_by: str = ""
     variants: tuple[tuple[str, str], ...] = ()
 
-    def of(self, values: dict[str, Any]) -> "Section":
+    def of(self, values: Arguments) -> "Section":
         """The section of a recipe with these values."""
         target = dict(self.variants).get(str(values.get(self.chosen_by)), self.target)
         return dataclasses.replace(self, target=target)

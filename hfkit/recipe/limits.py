@@ -6,7 +6,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, Field
 
-from hfkit.artifacts.manifest import Metrics
+from hfkit.artifacts.manifest import Json, Metrics
 from hfkit.errors import did_you_mean
 from hfkit.recipe.fields import Arguments
 
@@ -85,7 +85,7 @@ def problems(
             yield f"accept.{metric}", f"{text}: of {base} it is not measured; give a number without `x base`"
 
 
-def judged(limits: dict[str, str], result: Metrics, base: Metrics, name: str = "") -> list[dict[str, Any]]:
+def judged(limits: dict[str, str], result: Metrics, base: Metrics, name: str = "") -> list[Json]:
     """Each limit beside the value: `name`, `metric`, `limit`, `allowed` (the limit as a number), `value`, `base` and
     whether it is `kept`, which needs a value.
 
@@ -110,7 +110,7 @@ def judged(limits: dict[str, str], result: Metrics, base: Metrics, name: str = "
     return rows
 
 
-def table(rows: list[dict[str, Any]]) -> list[str]:
+def table(rows: list[Json]) -> list[str]:
     """The limits for a person, a line each."""
     cells = [
         [

@@ -6,10 +6,12 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from hfkit.artifacts.manifest import Json
+
 OWN = ("output_dir", "runtime_config")  # of sections: what hfkit sets, or what is not of the recipe
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """A value as YAML would have it: of an object of a library what differs from its defaults."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
@@ -28,7 +30,7 @@ def plain(value: Any) -> Any:
     return str(value).removeprefix("torch.") if type(value).__module__ == "torch" else value
 
 
-def _changed(value: Any) -> dict[str, Any]:
+def _changed(value: Any) -> Json:
     """The arguments of a dataclass that are not its defaults, which may be made in `__post_init__`."""
     fields = [each for each in dataclasses.fields(value) if each.init]
     needed = {each.name: getattr(value, each.name) for each in fields if _is_needed(each)}

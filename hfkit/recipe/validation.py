@@ -114,7 +114,7 @@ def _section_problems(section: Section, name: str, source: Source) -> list[str]:
     return problems
 
 
-def _plain(hint: Any) -> Any:
+def _plain(hint: object) -> Any:
     """A type hint in terms that YAML can hold: an enumeration by its values, a class as a mapping, None for any."""
     if hint is None:
         return bool | int | float | str | list[Any] | dict[str, Any]
@@ -214,7 +214,7 @@ def _known_keys(model: type[BaseModel], path: Key) -> set[str]:
     return set(found.model_fields) if found is not None else set()
 
 
-def _model_inside(annotation: Any) -> type[BaseModel] | None:
+def _model_inside(annotation: object) -> type[BaseModel] | None:
     """The first pydantic model in a type hint."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation

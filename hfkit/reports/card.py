@@ -172,7 +172,7 @@ def _planned(planned: Json, key: str, unit: float = 1.0) -> str:
     return "" if planned.get(key) is None else number(planned[key] / unit)
 
 
-def _on(usage: dict[str, Any]) -> str:
+def _on(usage: Json) -> str:
     hardware = usage.get("hardware")
     if not hardware:
         return ""

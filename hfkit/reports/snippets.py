@@ -2,10 +2,9 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from hfkit.artifacts.kinds import KINDS
-from hfkit.artifacts.manifest import ADAPTER, Manifest, is_adapter, read_json
+from hfkit.artifacts.manifest import ADAPTER, Json, Manifest, is_adapter, read_json
 from hfkit.data import corpus
 from hfkit.data.tasks import task_in
 
@@ -62,7 +61,7 @@ def _adapted_classifier(folder: Path, name: str, text: str) -> str:
     )
 
 
-def _classified(config: dict[str, Any], text: str) -> str:
+def _classified(config: Json, text: str) -> str:
     """The last lines: the likeliest class, or all that reach their threshold."""
     if "thresholds" not in config:
         return f"print(classify({text}))"

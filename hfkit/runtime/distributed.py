@@ -84,7 +84,7 @@ def of_all(name: str, value: Result) -> list[Result]:
     return [json.loads(value) for value in _wait_for(keys)]
 
 
-def _set(key: str, value: Any) -> None:
+def _set(key: str, value: object) -> None:
     with _launcher_there():
         _store().set(key, json.dumps(value))
 

@@ -21,7 +21,7 @@ COUNTRY = "HFKIT_COUNTRY"  # ISO code of three letters, such as DEU: by its grid
 
 
 @contextlib.contextmanager
-def metered() -> Iterator[dict[str, Any]]:
+def metered() -> Iterator[Json]:
     """Fill a dictionary with what was used inside, at its end.
 
     Yields:

@@ -104,7 +104,7 @@ def _scores(
     scoring: "Scoring",
     rows: "list[Row]",
     found: dict[str, "Outcome"],
-    benchmarks: dict[str, dict[str, Any]],
+    benchmarks: dict[str, Json],
     output: Path,
 ) -> Metrics:
     """Scores, intervals and tests. They go to the screen, and the answers with theirs to a file."""

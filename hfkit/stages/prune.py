@@ -168,7 +168,7 @@ def _close(
     scoring: Scoring,
     rows: list[Row],
     models: dict[str, str],
-    facts: dict[str, Any],
+    facts: Metrics,
     output: Path,
 ) -> Metrics:
     """Measure the models, and leave the last one alone in the folder."""

@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 from transformers import Trainer, TrainingArguments
 
+from hfkit.artifacts.manifest import Metrics
 from hfkit.errors import HfkitError
 from hfkit.runtime import signals
 from hfkit.runtime.distributed import is_main, say
@@ -138,7 +139,7 @@ class GuardedTrainer(Trainer):
                 f"add --force to go on from that checkpoint with the changed recipe, or --fresh to begin again."
             )
 
-    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+    def log(self, logs: Metrics, start_time: float | None = None) -> None:
         if "loss" in logs:
             steps = self.state.global_step - self._logged_step
             good = steps - self._skipped_since_log

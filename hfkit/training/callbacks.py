@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from hfkit.artifacts import manifest
-from hfkit.artifacts.manifest import Metrics
+from hfkit.artifacts.manifest import Json, Metrics
 from hfkit.runtime.bars import duration
 from hfkit.runtime.distributed import is_terminal, say
 from hfkit.training.resumable import ResumableTrainer
@@ -139,11 +139,11 @@ class MetricsFile(TrainerCallback):
             self.is_cut = True
 
 
-def _kind(line: dict[str, Any]) -> str | None:
+def _kind(line: Json) -> str | None:
     return next((key for key in ("skipped", "loss", "eval_loss") if key in line), None)
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
+def read_log(path: Path) -> list[Metrics]:
     """The lines of a `metrics.jsonl`; one that a kill cut short is left out."""
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
@@ -226,9 +226,9 @@ def watch(trainer: ResumableTrainer, speed: Speed, log: Path) -> None:
 
 
 def draw_loss(
-    log: list[dict[str, Any]],
+    log: list[Metrics],
     path: Path,
-    without_teacher: list[dict[str, Any]] | None = None,
+    without_teacher: list[Metrics] | None = None,
     teacher: float | None = None,
 ) -> None:
     """A picture of the training and the validation loss over the steps.

@@ -14,7 +14,6 @@ import re
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 
@@ -168,7 +167,7 @@ def _finish(run: Path, step: int, work: Path, keep: int | None, best: int | None
     _remove(_superfluous(run, keep, best))
 
 
-def _secure(work: Path) -> dict[str, dict[str, Any]]:
+def _secure(work: Path) -> dict[str, Json]:
     """Sync every file and describe it; both at once, as one waits for the disk and the other for the processor."""
     paths = sorted(path for path in work.rglob("*") if path.is_file())
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
@@ -182,7 +181,7 @@ def _secure(work: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def _digest(description: dict[str, Any]) -> str:
+def _digest(description: Json) -> str:
     """Of a description without its own digest."""
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 

@@ -32,7 +32,7 @@ def settle(
     what: Callable[[int], str],
     collate: Collate = default_data_collator,
     optimizer: str = "adamw",
-) -> tuple[TrainingArguments, dict[str, Any]]:
+) -> tuple[TrainingArguments, Json]:
     """The arguments of a training, with what measuring decides and hfkit's own defaults; and what was decided.
 
     It says what will be trained, and how; `what` says what the rows of a step are. Call it on every process.

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
+from hfkit.artifacts.manifest import Json
 from hfkit.recipe.fields import RecipePart, Section
 
 # The fields of TrainingArguments that hfkit sets itself, or that would break what it promises.
@@ -52,7 +53,7 @@ class Optimizer(RecipePart):
     )
 
     @model_serializer(mode="wrap")
-    def _short(self, plain: SerializerFunctionWrapHandler) -> str | dict[str, Any]:
+    def _short(self, plain: SerializerFunctionWrapHandler) -> str | Json:
         """The name alone where nothing else is set, as a recipe may write it."""
         values = {key: value for key, value in plain(self).items() if value is not None}
         return values if len(values) > 1 else self.name

@@ -221,7 +221,7 @@ def loading(device: torch.device) -> Arguments:
     return {"dataloader_pin_memory": is_gpu, "accelerator_config": {"non_blocking": is_gpu}}
 
 
-def training_arguments(values: dict[str, Any], output_dir: Path, **defaults: Any) -> TrainingArguments:
+def training_arguments(values: Arguments, output_dir: Path, **defaults: Any) -> TrainingArguments:
     """TrainingArguments of a recipe's `train:` section. `defaults` are hfkit's own, where the recipe says nothing.
 
     Raises:

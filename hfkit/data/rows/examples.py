@@ -3,13 +3,14 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from hfkit.artifacts import manifest
 from hfkit.artifacts.cache import cached, path_of
+from hfkit.artifacts.manifest import Json
 from hfkit.data import corpus
 from hfkit.data.rows.packing import IGNORED
 from hfkit.data.tasks import Task
@@ -219,7 +220,7 @@ def counted(counts: dict[str, int], length: int) -> str:
     return f"{told}\n  each answer is an example with the context that it would be written in: {cost}"
 
 
-def pad(batch: list[dict[str, Any]], pad_token_id: int) -> dict[str, torch.Tensor]:
+def pad(batch: list[Json], pad_token_id: int) -> dict[str, torch.Tensor]:
     """Examples as one batch, padded on the right: `input_ids` and `attention_mask` (batch, longest), and the `labels`,
     (batch, longest) of tokens, (batch,) of classes or (batch, classes) of multi-label ones."""
 

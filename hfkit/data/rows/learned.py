@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from hfkit.artifacts.manifest import Json
 from hfkit.data.rows.packing import IGNORED
 from hfkit.recipe.fields import Arguments
 
@@ -44,7 +45,7 @@ def noting(collate: Collate, with_bounds: bool = False) -> Collate:
     return partial(_noted, collate, with_bounds)
 
 
-def _noted(collate: Collate, with_bounds: bool, rows: list[Any]) -> dict[str, Any]:
+def _noted(collate: Collate, with_bounds: bool, rows: list[Any]) -> Json:
     batch = collate(rows)
     more = bounds(batch["position_ids"]) if with_bounds and "position_ids" in batch else {}
     return {**batch, **more, LEARNED: places(batch["labels"])}

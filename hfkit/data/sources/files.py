@@ -8,7 +8,7 @@ import itertools
 import json
 import sys
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -123,7 +123,7 @@ def pieces(file: IO[bytes], origin: str, document: str) -> Iterator[ReadRow | Ba
         yield ReadRow({"text": "".join(passage)}, f"{origin}:{first}")
 
 
-def check_columns(names: dict[str, str], there: Any, origin: str) -> None:
+def check_columns(names: dict[str, str], there: Collection[str], origin: str) -> None:
     """
     Raises:
         HfkitError: if a source lacks one of the columns that are asked for.

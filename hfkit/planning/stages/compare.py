@@ -1,13 +1,11 @@
 """What `compare` costs."""
 
-from typing import Any
-
 from hfkit.planning.work import Known, Model, Texts, Work
 from hfkit.recipe.fields import ResolvedInputs
 from hfkit.stages.compare import Recipe, distinct, names
 
 
-def describe(recipe: Recipe, inputs: ResolvedInputs) -> dict[str, Any]:
+def describe(recipe: Recipe, inputs: ResolvedInputs) -> dict[str, str]:
     return {"models": ", ".join(names(inputs)), "task": recipe.task, "metrics": ", ".join(recipe.scoring().metrics)}
 
 

@@ -1,13 +1,11 @@
 """What `distill` costs."""
 
-from typing import Any
-
 from hfkit.planning.work import Known, Model, Texts, Tokens, Work
 from hfkit.recipe.fields import ResolvedInputs
 from hfkit.stages.distill import Recipe
 
 
-def describe(recipe: Recipe, inputs: ResolvedInputs) -> dict[str, Any]:
+def describe(recipe: Recipe, inputs: ResolvedInputs) -> dict[str, str]:
     return {
         "task": recipe.task,
         "losses": " + ".join(f"{each.weight:g} {each.loss}" for each in recipe.losses if each.weight),

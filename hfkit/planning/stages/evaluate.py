@@ -1,13 +1,11 @@
 """What `evaluate` costs."""
 
-from typing import Any
-
 from hfkit.planning.work import Known, Model, Texts, Work
 from hfkit.recipe.fields import ResolvedInputs
 from hfkit.stages.evaluate import Recipe
 
 
-def describe(recipe: Recipe, inputs: ResolvedInputs) -> dict[str, Any]:
+def describe(recipe: Recipe, inputs: ResolvedInputs) -> dict[str, str]:
     benchmarks = {"benchmarks": ", ".join(recipe.benchmarks)} if recipe.benchmarks else {}
     return ({"task": recipe.task, "metrics": ", ".join(recipe.scoring().metrics)} if recipe.data else {}) | benchmarks
 

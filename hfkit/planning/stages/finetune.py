@@ -1,13 +1,11 @@
 """What `finetune` costs."""
 
-from typing import Any
-
 from hfkit.planning.work import Known, Model, Texts, Work
 from hfkit.recipe.fields import ResolvedInputs
 from hfkit.stages.finetune import Recipe
 
 
-def describe(recipe: Recipe, inputs: ResolvedInputs) -> dict[str, Any]:
+def describe(recipe: Recipe, inputs: ResolvedInputs) -> dict[str, str]:
     return {
         "task": recipe.task,
         "trains": "all weights" if recipe.lora is None else "an adapter (LoRA)",

@@ -1,7 +1,5 @@
 """What `prepare` costs."""
 
-from typing import Any
-
 from hfkit.data.columns import ReadRow
 from hfkit.data.parquet import ParquetWriters
 from hfkit.planning.work import Chore, Known, Work
@@ -11,7 +9,7 @@ from hfkit.stages.prepare import Recipe, cleaning_of
 CLEANED_A_SECOND, PACKED = 6e7, 0.3  # of a plan: bytes cleaned and written, and their share on the disk
 
 
-def describe(recipe: Recipe, inputs: ResolvedInputs) -> dict[str, Any]:
+def describe(recipe: Recipe, inputs: ResolvedInputs) -> dict[str, str]:
     return {"sources": ", ".join(source.builtin or source.files or source.hub or "" for source in recipe.sources)}
 
 

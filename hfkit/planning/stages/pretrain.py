@@ -7,7 +7,7 @@ from hfkit.recipe.fields import ResolvedInputs
 from hfkit.stages.pretrain import Recipe
 
 
-def describe(recipe: Recipe, inputs: ResolvedInputs) -> dict[str, Any]:
+def describe(recipe: Recipe, inputs: ResolvedInputs) -> dict[str, str]:
     return {"trains": f"a decoder from scratch, {recipe.optimizer.name}", "rows": f"{recipe.sequence_length:,} tokens"}
 
 

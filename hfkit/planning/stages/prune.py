@@ -7,7 +7,7 @@ from hfkit.recipe.fields import ResolvedInputs
 from hfkit.stages.prune import Recipe
 
 
-def describe(recipe: Recipe, inputs: ResolvedInputs) -> dict[str, Any]:
+def describe(recipe: Recipe, inputs: ResolvedInputs) -> dict[str, str]:
     said = recipe.pruning.model_dump(exclude_none=True)
     losses = recipe.recover.losses if recipe.recover else []
     recovery = " + ".join(f"{each.weight:g} {each.loss}" for each in losses) or "none"

@@ -1,13 +1,11 @@
 """What `quantize` costs."""
 
-from typing import Any
-
 from hfkit.planning.work import Known, Model, Texts, Work
 from hfkit.recipe.fields import ResolvedInputs
 from hfkit.stages.quantize import Recipe
 
 
-def describe(recipe: Recipe, inputs: ResolvedInputs) -> dict[str, Any]:
+def describe(recipe: Recipe, inputs: ResolvedInputs) -> dict[str, str]:
     scheme = ", ".join(f"{key}={value}" for key, value in recipe.quantization.items())
     return {"method": recipe.method, "scheme": scheme, "scored by": ", ".join(recipe.scoring().metrics)}
 

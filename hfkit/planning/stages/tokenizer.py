@@ -1,7 +1,6 @@
 """What `tokenizer` costs."""
 
 import time
-from typing import Any
 
 from hfkit.planning.work import Chore, Known, Texts, Tokens, Work
 from hfkit.recipe.fields import ResolvedInputs
@@ -10,7 +9,7 @@ from hfkit.stages.tokenizer import Recipe, train, wrapped
 LOADING, GROWTH = 1.0, 0.7  # of a plan: seconds around the training, whose time grows with the text to this power
 
 
-def describe(recipe: Recipe, inputs: ResolvedInputs) -> dict[str, Any]:
+def describe(recipe: Recipe, inputs: ResolvedInputs) -> dict[str, str]:
     return {"vocabulary": f"{recipe.vocab_size:,} tokens, {recipe.algorithm}"}
 
 
