@@ -88,7 +88,6 @@ def main() -> None:
                 "test_bits_per_byte": scores,
                 "mean": statistics.mean(scores),
                 "validation_bits_per_byte": [each["validation_bits_per_byte"] for each in found],
-                "train_seconds": [each["train_seconds"] for each in found],
                 "precision": found[0]["precision"],
                 "parameters": found[0]["parameters"],
                 "xz": found[0]["xz_bits_per_byte"],

@@ -245,6 +245,14 @@ def test_bleu_is_that_of_tensor2tensor() -> None:
     assert own is not None and own["precisions"] == [1, 0, 0, 0]
 
 
+def test_a_package_that_is_an_extra_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rouge_score.tokenizers", None)
+    assert load_metric("rouge").compute(predictions=["a cat"], references=["a cat"])["rouge1"] == 1
+    for options in ({"tokenize": "ascii"}, {"use_stemmer": True}):
+        with pytest.raises(HfkitError, match=r"pip install 'hfkit\[rouge-score\]'"):
+            load_metric("rouge").compute(predictions=["a cat"], references=["a cat"], **options)
+
+
 def test_label_metrics_are_those_of_scikit_learn() -> None:
     from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 

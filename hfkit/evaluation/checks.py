@@ -97,9 +97,9 @@ def of_words(name: str, metrics: Collection[str]) -> Problems:
         return
     if name == "ascii" and "bleu" in metrics:
         yield "tokenize", "'ascii' is rouge_score's and not for bleu; use 'auto' or '13a', or leave bleu out"
-    elif name not in scripts.OWN_NAMES and any(each.cuts_words for each in named(metrics)):
+    elif name != "auto" and any(each.cuts_words for each in named(metrics)):
         try:
-            scripts.bleu_tokenizer(name)
+            scripts.tokenizer(name)
         except HfkitError as error:
             yield "tokenize", str(error).removeprefix("tokenize: ")
 

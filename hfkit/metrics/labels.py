@@ -3,6 +3,7 @@
 A row has one class, or a list of any number of them (multi-label).
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -219,7 +220,7 @@ def _f1(sums: np.ndarray, average: str | None, never: np.ndarray) -> np.ndarray:
 def confusion(
     predictions: Sequence[Label], references: Sequence[Label], labels: Sequence[Label] | None = None
 ) -> Json:
-    """Which classes are taken for which, and how good each is, by scikit-learn.
+    """Which classes are taken for which, and how good each is; the values of scikit-learn.
 
     Args:
         predictions: a class a row.
@@ -233,23 +234,25 @@ def confusion(
     Raises:
         HfkitError: there are not as many of one as of the other, no rows, or labels of two kinds.
     """
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-
     predictions, references = Accuracy()._checked(predictions, references)
     if not predictions:
         raise HfkitError("predictions: no rows to score; give at least one prediction")
     order = sorted({*predictions, *references}) if labels is None else list(labels)
     if not {*order} & {*references}:
         raise HfkitError(f"labels: no row has one of {shown(order)}; give the classes that the references have")
-    parts = precision_recall_fscore_support(references, predictions, labels=order, zero_division=0)
-    names = ("precision", "recall", "f1", "support")
-    kinds = (float, float, float, int)
-    per_label = [
-        {name: kind(value) for name, kind, value in zip(names, kinds, row, strict=True)}
-        for row in zip(*parts, strict=True)
-    ]
+    pairs = Counter(zip(references, predictions, strict=True))
+    true, predicted = Counter(references), Counter(predictions)
+    per_label = {
+        label: {
+            "precision": pairs[label, label] / (predicted[label] or 1),
+            "recall": pairs[label, label] / (true[label] or 1),
+            "f1": 2 * pairs[label, label] / ((true[label] + predicted[label]) or 1),
+            "support": true[label],
+        }
+        for label in order
+    }
     return {
         "labels": order,
-        "confusion_matrix": confusion_matrix(references, predictions, labels=order).tolist(),
-        "per_label": dict(zip(order, per_label, strict=True)),
+        "confusion_matrix": [[pairs[label, other] for other in order] for label in order],
+        "per_label": per_label,
     }

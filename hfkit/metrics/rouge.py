@@ -86,9 +86,7 @@ class _Scorer:
         self.tokenizer = tokenizer or scripts.tokenizer(tokenize)
         self.stemmer: scripts.Tokenizer | None = None
         if use_stemmer and tokenizer is None:
-            from rouge_score.tokenizers import DefaultTokenizer
-
-            self.stemmer = DefaultTokenizer(use_stemmer=True).tokenize
+            self.stemmer = scripts.of_rouge_score(use_stemmer=True)
         self.stems: dict[str, str] = {}
 
     def row(self, prediction: str, references: list[str]) -> list[float]:

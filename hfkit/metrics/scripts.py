@@ -150,6 +150,20 @@ def bleu_tokenizer(name: str) -> Callable[[str], str]:
         ) from error
 
 
+def of_rouge_score(use_stemmer: bool = False) -> Tokenizer:
+    """Return rouge_score's tokenizer.
+
+    Raises:
+        HfkitError: if that package, an extra, is not installed.
+    """
+    try:
+        from rouge_score.tokenizers import DefaultTokenizer
+    except ImportError:
+        what = "use_stemmer: is" if use_stemmer else "tokenize: 'ascii' is"
+        raise HfkitError(f"{what} rouge_score's, which is missing: pip install 'hfkit[rouge-score]'") from None
+    return DefaultTokenizer(use_stemmer=use_stemmer).tokenize
+
+
 def tokenizer(name: str) -> Tokenizer:
     """A tokenizer by its name: `auto`, see `words`; `ascii`, rouge_score's; or one of sacrebleu's.
 
@@ -159,8 +173,6 @@ def tokenizer(name: str) -> Tokenizer:
     if name == "auto":
         return words
     if name == "ascii":
-        from rouge_score.tokenizers import DefaultTokenizer
-
-        return DefaultTokenizer().tokenize
+        return of_rouge_score()
     spaced = bleu_tokenizer(name)
     return lambda text: spaced(text.rstrip()).split()
