@@ -238,7 +238,7 @@ def test_a_quantized_model_on_disk_is_known_by_the_sizes_of_the_whole_one(tmp_pa
 
 def costs(gigabytes: float, count: int = 1) -> Costs:
     machine = machines.Machine("small", count, 1e14, gigabytes * 1e9, 1e12, 100, 1.0)
-    return Costs(machine, machines.Spread(count, "data parallel"), machines.Prices(), SPEEDS, 0)
+    return Costs(machine, machines.Spread(count, "data parallel"), machines.Prices(), SPEEDS, 0, 0.35)
 
 
 @pytest.mark.parametrize(

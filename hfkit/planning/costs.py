@@ -1,4 +1,4 @@
-"""What the work of models takes: measured by rehearsals on this machine, from FLOPs on a named one."""
+"""What the work of models takes: a training by a rehearsal on this machine, all else from FLOPs."""
 
 import dataclasses
 import functools
@@ -11,18 +11,29 @@ from hfkit.planning.machines import Machine, Prices, Spread
 from hfkit.planning.memory import Memory
 from hfkit.planning.schedule import Schedule, compiles, schedule_of
 from hfkit.planning.shapes import shape_of
-from hfkit.planning.work import Chore, Lengths, Measuring, Model, Part, Reading, Training, Work, Writing
+from hfkit.planning.work import (
+    Chore,
+    Lengths,
+    Measuring,
+    Model,
+    Part,
+    Reading,
+    Rehearsed,
+    Steps,
+    Training,
+    Work,
+    Writing,
+)
 from hfkit.training.decisions import COMPILE_SECONDS
 
 OF_MEASURING = 6e7  # bytes of the metrics, beside the libraries of a training
 PASS_SECONDS = 1.0  # a rehearsal's pass may take so long; else it has fewer rows, or there is none
-EXPECTED = 0.3  # of the measured peak, where that is to be foreseen
 COMPILED = 0.92  # of a pass's time on a CPU, see benchmarks/results/pretrain_speed_cpu_bf16.json
 ROOM = 0.6  # of the free memory that a rehearsal may take
 SETTING_UP = 0.6  # in the time that the libraries take to load: what a training loads beside them, and its report
 WRITTEN_A_SECOND = 200e6  # bytes of a checkpoint, with their digests
 A_SAVE = 0.25  # seconds of each
-LAYER_SECONDS = 4e-4  # of a GPU for a layer forward, however small: kernels are launched one by one
+LAYER_SECONDS = 4e-4  # for a layer forward, however small: kernels are launched one by one
 SPEED_PROMPT, SPEED_TOKENS, SPEED_TIMES, SPEED_BATCH = 32, 64, 4, 8  # see hfkit.evaluation.costs
 SAMPLES, SAMPLE_TOKENS = 3, 48  # see hfkit.evaluation.measuring
 
@@ -42,6 +53,7 @@ class _Pricing:
     prices: Prices
     speeds: Speeds
     loaded: float
+    reached: float
     precision: str
 
     def estimate(self, work: Work) -> Estimate:
@@ -63,100 +75,83 @@ class _Pricing:
     # ---- time
 
     def _times(self, parts: list[Part]) -> tuple[list[Any], float | None, float]:
-        """Of each part seconds, of a training for a pass and the optimizer; the peak if it was measured; the base."""
-        heavy = [part for part in parts if isinstance(part, Training | Reading | Writing)]
-        done = self._rehearsed(heavy) if self.machine.is_here and heavy else None
-        of_heavy = iter(done.seconds if done is not None else [self._foreseen(part) for part in heavy])
-        seconds: list[Any] = []
+        """Of each part seconds, of a training those of its steps; the peak if it was measured; the base."""
+        trainings = [part for part in parts if isinstance(part, Training)]
+        done = self._rehearsed(trainings) if self.machine.is_here and trainings else None
+        steps = done.steps if done is not None else [self._foreseen(part) for part in trainings]
+        share = self.reached
+        if done is not None:  # what reads and writes beside a training is as fast as that
+            flops = schedule_of(trainings[0], 1).batch * _row_flops(trainings[0])
+            share = flops / (steps[0].of_pass * self.machine.flops)
+        of_trainings, seconds = iter(steps), list[Any]()
         for part in parts:
             if isinstance(part, Chore):
                 seconds.append(part.seconds)
+            elif isinstance(part, Training):
+                seconds.append(next(of_trainings))
             elif isinstance(part, Measuring):
-                seconds.append(self._measuring(part))
+                load = 0.2 + shape_of(part.model, 8).weight_bytes / 1e9
+                does = [*_of_speeds(part.model), *part.does]
+                seconds.append(load + sum(self._seconds(each, share) for each in does))
             else:
-                seconds.append(next(of_heavy))
-        peak = None if done is None else done.peak
-        return seconds, peak, self.speeds.libraries if done is None else done.base
+                seconds.append(self._seconds(part, share))
+        return seconds, *((done.peak, done.base) if done is not None else (None, self.speeds.libraries))
 
-    def _measuring(self, part: Measuring) -> float:
-        does = [*_of_speeds(part.model), *part.does]
-        done = self._rehearsed(does) if self.machine.is_here else None
-        load = 0.2 + shape_of(part.model, 8).weight_bytes / 1e9
-        return load + sum(done.seconds if done is not None else map(self._foreseen, does))
-
-    def _rehearsed(self, parts: list[Any]) -> Any:
+    def _rehearsed(self, trainings: list[Training]) -> Rehearsed | None:
         """What a rehearsal gives, scaled to whole batches; None where one would take too long or too much memory."""
         import psutil
 
-        limits = [self._rows_that_fit(part) for part in parts]
+        limits = [self._rows_that_fit(part) for part in trainings]
         if not all(limits):
             return None
-        needed = max((self._bytes(part) for part in parts), default=0)
+        needed = max(sum(self._memory(part).values()) for part in trainings)
         if needed > ROOM * psutil.virtual_memory().available and self.machine.is_cpu:
             return None
-        done = _rehearse(_Parts(parts, tuple(limits)), self.precision)
+        done: Rehearsed | None = process.call("rehearse", trainings, self.precision, limits)
         if done is None:
             return None
         scaled, extra = [], 0.0
-        for part, taken, rows in zip(parts, done.seconds, limits, strict=True):
-            if isinstance(part, Training):
-                schedule = schedule_of(part, self.spread.processes)
-                share = schedule.batch / rows * (self.spread.processes if self.machine.is_cpu else 1)
-                scaled.append((taken.of_pass * share, taken.of_optimizer, taken.before))
-                kept = memory.of_training(part, Spread(), self._is_half(schedule), self.machine.is_cpu)
-                extra = max(extra, (kept["activations"] + kept["logits"]) * (1 - rows / schedule.batch))
-            else:
-                scaled.append(taken)
-        if self.machine.is_cpu:
-            extra += _left_in_pieces(parts) * (done.peak - done.base)
-        return dataclasses.replace(done, seconds=scaled, peak=done.peak + extra)
+        for part, taken, rows in zip(trainings, done.steps, limits, strict=True):
+            batch = schedule_of(part, self.spread.processes).batch
+            share = batch / rows * (self.spread.processes if self.machine.is_cpu else 1)
+            scaled.append(dataclasses.replace(taken, of_pass=taken.of_pass * share))
+            kept = self._memory(part)
+            extra = max(extra, (kept["activations"] + kept["logits"]) * (1 - rows / batch))
+        return Rehearsed(scaled, done.peak + extra, done.base)
 
-    def _rows_that_fit(self, part: Training | Reading | Writing) -> int:
+    def _rows_that_fit(self, part: Training) -> int:
         """Rows of a batch that a rehearsal's pass can take; 0 for none."""
-        batch = schedule_of(part, 1).batch if isinstance(part, Training) else part.batch
-        if isinstance(part, Writing):
-            return min(batch, part.prompts) if self._pass_seconds(part, 1) <= PASS_SECONDS else 0
-        a_row = self._pass_seconds(part, 1)
-        return min(batch, int(PASS_SECONDS / a_row))
+        a_row = _row_flops(part) / (self.speeds.flops * self.reached)
+        return min(schedule_of(part, 1).batch, int(PASS_SECONDS / a_row))
 
-    def _pass_seconds(self, part: Training | Reading | Writing, rows: int) -> float:
-        return rows * _row_flops(part) / (self.speeds.flops * EXPECTED)
+    def _foreseen(self, part: Training) -> Steps:
+        """What a rehearsal would give, from FLOPs."""
+        launch = shape_of(part.model, 8).layers * LAYER_SECONDS
+        if part.teacher is not None:
+            launch += shape_of(part.teacher, 8).layers * LAYER_SECONDS / 3
+        rows = schedule_of(part, self.spread.processes).batch * (self.spread.processes if self.machine.is_cpu else 1)
+        of_pass = max(rows * _row_flops(part) / (self.machine.flops * self.reached), 3 * launch)
+        return Steps(of_pass, 12 * shape_of(part.model, 8).trained / self.machine.bandwidth + launch / 2, 0.0)
 
-    def _bytes(self, part: Training | Reading | Writing) -> float:
-        if not isinstance(part, Training):
-            return sum(memory.of_model(part).values())
-        is_half = self._is_half(schedule_of(part, 1))
-        return sum(memory.of_training(part, Spread(), is_half, self.machine.is_cpu).values())
-
-    def _foreseen(self, part: Training | Reading | Writing) -> Any:
-        """From FLOPs, the peak and the assumed utilisation, as `_rehearsed` gives it."""
-        speed, layers = self.machine.flops * self.prices.utilisation, shape_of(part.model, 8).layers
-        launch = 0 if self.machine.is_cpu else layers * LAYER_SECONDS
-        if isinstance(part, Training):
-            schedule = schedule_of(part, self.spread.processes)
-            rows = schedule.batch * (self.spread.processes if self.machine.is_cpu else 1)
-            if part.teacher is not None:
-                launch += shape_of(part.teacher, 8).layers * LAYER_SECONDS / 3
-            shape = shape_of(part.model, 8)
-            optimizer = 12 * shape.trained / self.machine.bandwidth + launch / 2
-            return max(rows * _row_flops(part) / speed, 3 * launch), optimizer, 0.0
+    def _seconds(self, part: Reading | Writing, share: float) -> float:
+        """From FLOPs and the share of the peak that is reached; of a batch at least what launching kernels takes."""
+        speed, shape = self.machine.flops * share, shape_of(part.model, 8)
+        launch = shape.layers * LAYER_SECONDS
         if isinstance(part, Reading):
-            passes = math.ceil(part.rows / part.batch)
-            return max(part.rows * _row_flops(part) / speed, passes * launch)
+            return max(part.rows * _row_flops(part) / speed, math.ceil(part.rows / part.batch) * launch)
         steps = math.ceil(part.prompts / part.batch) * part.new_tokens
-        weights = shape_of(part.model, 8).weight_bytes / self.machine.bandwidth
-        return part.prompts * _row_flops(part) / speed + steps * (weights + launch)
+        return part.prompts * _row_flops(part) / speed + steps * (shape.weight_bytes / self.machine.bandwidth + launch)
 
     def _add_training(
-        self, found: Estimate, part: Training, taken: tuple[float, float, float], parts: list[Part], seconds: list[Any]
+        self, found: Estimate, part: Training, taken: Steps, parts: list[Part], seconds: list[Any]
     ) -> None:
         schedule = schedule_of(part, self.spread.processes)
         shape = shape_of(part.model, part.lengths.longest)
-        of_pass, of_optimizer, before = taken
+        of_pass = taken.of_pass
         is_compiled = compiles(schedule, of_pass, self.machine.is_cpu)
         if is_compiled and self.machine.is_cpu:
             of_pass *= COMPILED
-        found.add(part.what, schedule.steps * (schedule.accumulation * of_pass + of_optimizer))
+        found.add(part.what, schedule.steps * (schedule.accumulation * of_pass + taken.of_optimizer))
         if is_compiled:
             found.add("compiling", COMPILE_SECONDS)
         for each, of_each in zip(parts, seconds, strict=True):
@@ -165,7 +160,8 @@ class _Pricing:
         checkpoint = _checkpoint_bytes(part)
         if schedule.saves:
             found.add("saving", schedule.saves * (A_SAVE + checkpoint / WRITTEN_A_SECOND))
-        found.add("setting up", before + SETTING_UP * (self.speeds.imports if self.machine.is_here else A_LAUNCH))
+        imports = self.speeds.imports if self.machine.is_here else A_LAUNCH
+        found.add("setting up", taken.before + SETTING_UP * imports)
         found.disk += schedule.checkpoints * checkpoint
         if not found.steps:  # of the first: a second one is the same again
             found.steps, found.parameters, found.trained = schedule.steps, shape.parameters, shape.trained
@@ -224,17 +220,6 @@ class _Pricing:
         return (self.spread.precision or schedule.precision or self.precision) != "fp32"
 
 
-def _left_in_pieces(parts: list[Any]) -> float:
-    """The share of its memory that a training asks for once more on a CPU, where sizes differ so much that what was
-    freed serves less and less, which the few steps of a rehearsal do not show: measured on the recipes here."""
-    trainings = [part for part in parts if isinstance(part, Training)]
-    if any(each.lengths.padded_to is None for each in trainings):
-        return 0.9  # batches of many lengths
-    if any(isinstance(read, Writing) for each in trainings for read in each.at_evaluations):
-        return 0.6  # texts between the steps
-    return 0.45 if len(trainings) > 1 else 0.0
-
-
 def _flat(parts: Any) -> Any:
     """The parts, and those of evaluations during trainings behind their training."""
     for part in parts:
@@ -273,38 +258,3 @@ def _of_speeds(model: Model) -> list[Reading | Writing]:
         for rows in (1, SPEED_BATCH)
     )
     return [one, several, Writing("samples", model, SAMPLES, SPEED_PROMPT, SAMPLE_TOKENS, SAMPLES)]
-
-
-# ---- rehearsals, each once
-
-
-class _Parts:
-    """Parts that are to be rehearsed, the same where they are of the same sizes."""
-
-    def __init__(self, parts: list[Any], limits: tuple[int, ...]):
-        self.parts, self.limits = parts, limits
-        self.key = repr([[_described(part), rows] for part, rows in zip(parts, limits, strict=True)])
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Parts) and self.key == other.key
-
-
-def _described(part: Any) -> list[Any]:
-    """What a rehearsal depends on, in words."""
-    values = {each.name: getattr(part, each.name) for each in dataclasses.fields(part)}
-    return [
-        type(part).__name__,
-        *(
-            f"{name}={value.key if isinstance(value, Model) else value}"
-            for name, value in values.items()
-            if name not in ("at_evaluations", "what")
-        ),
-    ]
-
-
-@functools.lru_cache(maxsize=64)
-def _rehearse(asked: _Parts, precision: str) -> Any:
-    return process.call("rehearse", asked.parts, precision, list(asked.limits))

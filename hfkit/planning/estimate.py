@@ -79,6 +79,7 @@ class Costs:
     Args:
         speeds: of this machine; for a named one, its own.
         loaded: bytes that a run holds when its first stage begins.
+        reached: the share of the peak that is reached where nothing is measured.
     """
 
     machine: Machine
@@ -86,6 +87,7 @@ class Costs:
     prices: Prices
     speeds: Speeds
     loaded: float
+    reached: float
 
     def of_one(self) -> "Costs":
         """For a stage that one process runs."""
@@ -110,10 +112,11 @@ class Costs:
         if machine.is_here and not machine.flops:
             how = "nothing had to be measured"
         elif machine.is_here and is_measured:
-            how = f"{speed}, measured; models of these sizes were timed"
+            how = f"{speed}, measured; trainings of these sizes were timed"
+        elif machine.is_here:
+            how = f"the share of the measured {speed} that the last run reached, else {prices.utilisation:.0%}"
         else:
-            whose = "measured" if machine.is_here else "published"
-            how = f"{prices.utilisation:.0%} of the {whose} {speed} assumed as utilisation"
+            how = f"{prices.utilisation:.0%} of the published {speed} assumed as utilisation"
         dollars = "" if machine.dollars_per_hour is None else f", ${machine.dollars_per_hour:,.2f} an hour"
         return (
             f"{where}: {how}.\n"

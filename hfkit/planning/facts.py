@@ -40,6 +40,18 @@ def local(place: str) -> str | None:
     return None
 
 
+def reached(folder: Path, stage: str) -> float | None:
+    """Return the share of this machine's measured peak that a training in a folder of results reached: the last one of
+    the stage, or of any; None where there was none."""
+    of_stage: float | None = None
+    of_any: float | None = None
+    for path in sorted(folder.glob(f"*/{manifest.MANIFEST}"), key=lambda path: path.stat().st_mtime):
+        made = manifest.read_json(path.parent) or {}
+        if mfu := (made.get("metrics") or {}).get("mfu"):
+            of_any, of_stage = mfu, mfu if made["stage"] == stage else of_stage
+    return of_stage or of_any
+
+
 def _texts(place: str) -> Texts | None:
     if corpus.problem_with(place):
         return None

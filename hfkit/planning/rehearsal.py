@@ -4,14 +4,11 @@ What is timed is the code that will run, so that the times are those of this mac
 """
 
 import contextlib
-import dataclasses
-import functools
 import io
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from logging import ERROR, getLogger
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,17 +20,12 @@ import datasets  # noqa: E402, F401 the imports are timed, and are those of a ru
 import torch  # noqa: E402
 from transformers import TrainerCallback  # noqa: E402
 
-from hfkit.data.tasks import Example  # noqa: E402
 from hfkit.data.tasks.text import Text  # noqa: E402
 from hfkit.distillation.settings import Distillation  # noqa: E402
 from hfkit.distillation.trainer import student_trainer  # noqa: E402
-from hfkit.inference import likelihood  # noqa: E402
-from hfkit.inference.decoding import Rules, decode  # noqa: E402
-from hfkit.inference.generation import plain_decoder  # noqa: E402
-from hfkit.model.loading import load_model  # noqa: E402
 from hfkit.planning import shapes  # noqa: E402
 from hfkit.planning.random_rows import RandomRows  # noqa: E402
-from hfkit.planning.work import Model, Reading, Training, Writing  # noqa: E402
+from hfkit.planning.work import Rehearsed, Steps, Training  # noqa: E402
 from hfkit.runtime import devices, resources  # noqa: E402
 from hfkit.training.classification import ClassificationTrainer  # noqa: E402
 from hfkit.training.decisions import decide  # noqa: E402
@@ -42,39 +34,8 @@ from hfkit.training.trainer import loading, training_arguments  # noqa: E402
 
 IMPORT_SECONDS = time.process_time() - BEGUN
 STEPS = 4  # of a training, the first of which does not count
-FEW, MORE = 4, 12  # tokens that are written, to know what one takes
-MANY = 5  # batches that are read
 NOT_REHEARSED = ("torch_compile", "bf16", "fp16", "dataloader_num_workers", "load_best_model_at_end", "max_steps",
                  "num_train_epochs", "eval_steps", "save_steps")  # fmt: skip
-BITSANDBYTES = ("load_in_8bit", "load_in_4bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
-
-
-@dataclasses.dataclass
-class Rehearsed:
-    """
-    Args:
-        seconds: of each part the whole, as if all of it were done; of a training one pass and one step.
-        peak: most bytes that the process held, or on a GPU torch, libraries included.
-        base: bytes before it began: Python and the libraries.
-    """
-
-    seconds: list[Any]
-    peak: int
-    base: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Steps:
-    """
-    Args:
-        of_pass: seconds of a forward and backward pass of one batch.
-        of_optimizer: what the optimizer adds to a step.
-        before: until the first step: making the model, deciding by measuring, Trainer.
-    """
-
-    of_pass: float
-    of_optimizer: float
-    before: float
 
 
 def speed() -> tuple[str, float, float, int]:
@@ -84,44 +45,27 @@ def speed() -> tuple[str, float, float, int]:
     return *devices.fastest_precision(device), IMPORT_SECONDS, held
 
 
-def rehearse(parts: list[Any], precision: str, limits: list[int]) -> Rehearsed:
+def rehearse(trainings: list[Training], precision: str, limits: list[int]) -> Rehearsed:
     """
     Args:
-        parts: trainings, readings and writings, in their order.
-        limits: of each part the rows that fit into the time; at most those of its batch.
+        limits: of each the rows that fit into the time; at most those of its batch.
     """
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     base = _resident()
     shared = (
         max(_resident(os.getppid()) - base, 0) if device.type == "cpu" else 0
     )  # libraries not touched since the fork
-    seconds: list[Any] = []
-    trainer: Any = None
-    known: dict[str, float] = {}
     with resources.metered() as used, tempfile.TemporaryDirectory() as folder:
-        for part, rows in zip(parts, limits, strict=True):
-            if isinstance(part, Training):
-                steps, trainer = _train(part, precision, rows, Path(folder), device)
-                seconds.append(steps)
-            elif isinstance(part, Reading):
-                seconds.append(_once(part, known, lambda: _read(part, rows, trainer, device)))  # noqa: B023 called here
-            else:
-                seconds.append(_write(part, rows, trainer, device))
-    return Rehearsed(seconds, used.get("peak_memory_bytes", 0) + shared, base + shared)
-
-
-def _once(part: Reading, known: dict[str, float], read: Callable[[], float]) -> float:
-    """Seconds of a part, read only if no other of such rows was."""
-    key = f"{part.model.key} {part.lengths} {part.batch} {part.of == 'teacher'}"
-    if key not in known:
-        known[key] = read() / part.rows
-    return known[key] * part.rows
+        steps = [
+            _train(each, precision, rows, Path(folder), device) for each, rows in zip(trainings, limits, strict=True)
+        ]
+    return Rehearsed(steps, used.get("peak_memory_bytes", 0) + shared, base + shared)
 
 
 # ---- training
 
 
-def _train(part: Training, precision: str, rows: int, folder: Path, device: torch.device) -> tuple[Steps, Any]:
+def _train(part: Training, precision: str, rows: int, folder: Path, device: torch.device) -> Steps:
     begun = time.perf_counter()
     kept = {key: value for key, value in part.train.items() if key not in NOT_REHEARSED}
     kept |= {"per_device_train_batch_size": rows, "gradient_accumulation_steps": 1, "bf16": precision == "bf16"}
@@ -171,7 +115,7 @@ def _train(part: Training, precision: str, rows: int, folder: Path, device: torc
     trainer.add_callback(clock)
     with contextlib.redirect_stdout(io.StringIO()):
         trainer.train()
-    return clock.steps(), trainer
+    return clock.steps()
 
 
 def _of_compilation(part: Training) -> dict[str, bool]:
@@ -211,96 +155,6 @@ class Clock(TrainerCallback):
         whole = [after - before for before, after in zip(self.ends, self.ends[1:], strict=False)]
         of_optimizer = statistics.median(self.of_optimizer[1:])
         return Steps(max(statistics.median(whole) - of_optimizer, 1e-6), of_optimizer, self.before_first)
-
-
-# ---- reading and writing
-
-
-def _read(part: Reading, rows: int, trainer: Any, device: torch.device) -> float:
-    """Seconds for all rows of the part: what more batches take than a few, for what the first ones take is more."""
-    batches = RandomRows(part.lengths, MANY * rows, _vocabulary(part.model), part.model.classes)
-    ids = [batches[index]["input_ids"].tolist() for index in range(MANY * rows)]
-    model = trainer.model if trainer is not None else _open(part.model, device)
-    if trainer is not None and part.of == "teacher":
-        model = trainer.accelerator.prepare_model(_open(part.model, device), evaluation_mode=True)
-    if trainer is not None:
-        trainer.data_collator = batches.collate
-
-    def read(count: int) -> None:
-        if trainer is not None and part.model.classes:
-            trainer.evaluate(_some(batches, count))
-        elif trainer is not None:
-            trainer.token_metrics(_some(batches, count), "", model)
-        elif part.model.classes:
-            likelihood.classes(model, ids[:count], rows, 0)
-        else:
-            likelihood.token_sums(model, [Example(each, [True] * len(each)) for each in ids[:count]], rows, 0)
-
-    read(rows)
-    few, many = (_time(lambda count=count: read(count * rows)) for count in (1, MANY))  # type: ignore[misc]
-    a_row = max(many - few, 0.1 * many) / ((MANY - 1) * rows)
-    return max(few - a_row * rows, 0) + a_row * part.rows
-
-
-def _some(rows: RandomRows, count: int) -> RandomRows:
-    return RandomRows(rows.lengths, count, rows.vocabulary, rows.classes)
-
-
-def _write(part: Writing, rows: int, trainer: Any, device: torch.device) -> float:
-    """Seconds for all texts of the part, by a few tokens of one batch."""
-    model = trainer.model.eval() if trainer is not None and not part.is_generate else _open(part.model, device)
-    prompts = torch.randint(_vocabulary(part.model), (rows, max(part.prompt_tokens, 1)), device=device)
-
-    def write(tokens: int) -> None:
-        if part.is_generate or plain_decoder(model) is None:
-            model.generate(
-                input_ids=prompts,
-                attention_mask=torch.ones_like(prompts),
-                pad_token_id=0,
-                min_new_tokens=tokens,
-                max_new_tokens=tokens,
-                do_sample=False,
-            )
-        else:
-            rules = Rules(None, [], tokens, None, 0, 0)
-            list(decode(plain_decoder(model), prompts.tolist(), rules, rows))
-
-    with torch.no_grad():
-        write(2)
-        few, more = (min(_time(lambda count=count: write(count)) for _ in range(2)) for count in (FEW, MORE))  # type: ignore[misc]
-    a_token = max((more - few) / (MORE - FEW), 0)
-    reading = max(few - FEW * a_token, 0)  # of the prompts of a batch
-    batches = part.prompts / rows
-    return batches * (reading + part.new_tokens * a_token) if batches > 1 else reading + part.new_tokens * a_token
-
-
-@functools.lru_cache(maxsize=4)
-def _opened(key: str, device: str, model: Model) -> Any:
-    bare = dataclasses.replace(model, lora=None)
-    made = shapes.build(model if not model.method else bare)
-    if model.method == "bitsandbytes" and model.quantization is not None:
-        with tempfile.TemporaryDirectory() as folder:
-            made.save_pretrained(folder)
-            told = {name: model.quantization[name] for name in BITSANDBYTES if name in model.quantization}
-            return load_model(folder, bool(model.classes), dtype=torch.bfloat16, quantization=told).eval()
-    return made.to(device).eval()
-
-
-def _open(model: Model, device: torch.device) -> Any:
-    return _opened(model.key, str(device), model)
-
-
-def _vocabulary(model: Model) -> int:
-    return model.config.get_text_config().vocab_size
-
-
-def _time(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def _resident(process: int | None = None) -> int:

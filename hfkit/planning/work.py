@@ -214,3 +214,34 @@ class Work:
     def is_light(self) -> bool:
         """Whether no model has a part in it."""
         return all(isinstance(part, Chore) for part in self.parts)
+
+
+# ---- what a training takes
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """
+    Args:
+        of_pass: seconds of a forward and backward pass of one batch.
+        of_optimizer: what the optimizer adds to a step.
+        before: until the first step: making the model, deciding by measuring, Trainer.
+    """
+
+    of_pass: float
+    of_optimizer: float
+    before: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Rehearsed:
+    """
+    Args:
+        steps: of each training.
+        peak: most bytes that the process held, or on a GPU torch, libraries included.
+        base: bytes before it began: Python and the libraries.
+    """
+
+    steps: list[Steps]
+    peak: float
+    base: float
