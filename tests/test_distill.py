@@ -3,9 +3,6 @@
 import contextlib
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +32,7 @@ from hfkit.model import HfkitConfig, HfkitForCausalLM
 from hfkit.model.heads import compute_loss_with
 from hfkit.training.callbacks import read_log
 from hfkit.training.trainer import training_arguments
+from tests.kit import on_two
 from tests.test_finetune import prepared, there  # noqa: F401 fixtures
 
 DISTILL = """\
@@ -494,9 +492,8 @@ def test_hidden_states_are_projected_and_the_map_is_not_kept(recipe: Path) -> No
 def test_two_processes_learn_what_one_does(recipe: Path) -> None:
     """The same rows in each step: the same losses, up to the order of sums."""
     run("output_dir=runs/one", "train.per_device_train_batch_size=4", "baseline=false")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "hfkit", "run", RECIPE]
     options = ["output_dir=runs/two", "train.per_device_train_batch_size=2", "baseline=false", "train.use_cpu=true"]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, env={**os.environ}, timeout=300)
+    done = on_two("run", RECIPE, *options)
     assert done.returncode == 0, done.stderr
     assert losses("runs/two") == pytest.approx(losses("runs/one"), rel=1e-4)
 

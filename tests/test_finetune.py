@@ -23,6 +23,7 @@ from hfkit.errors import HfkitError
 from hfkit.model import HfkitConfig, HfkitForCausalLM, adapters
 from hfkit.model.loading import load_model
 from hfkit.training.callbacks import read_log
+from tests.kit import on_two
 from tests.toy import WORDS
 
 TASKS = """\
@@ -259,15 +260,7 @@ def test_an_adapter_on_two_processes_goes_on_exactly(there: Path) -> None:
     script = str(Path(__file__).with_name("interrupting.py"))
 
     def start(step: int, output: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", script, str(step)]
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-        return subprocess.run(
-            [*command, "run", RECIPE, *options, f"output_dir=runs/{output}"],
-            capture_output=True,
-            text=True,
-            env=environment,
-            timeout=300,
-        )
+        return on_two(script, str(step), "run", RECIPE, *options, f"output_dir=runs/{output}")
 
     whole = start(99, "whole")
     assert whole.returncode == 0, whole.stderr

@@ -32,12 +32,13 @@ from transformers import (
 )
 
 from hfkit import cli
+from hfkit.data.tasks.generate import Generate
 from hfkit.errors import HfkitError
 from hfkit.inference.generation import generate, plain_decoder, rules_of
 from hfkit.model import HfkitConfig, HfkitForCausalLM
 from hfkit.model.loading import load_model
-from hfkit.stages.finetune import Recipe
 from hfkit.training.task_metrics import TaskMetrics
+from tests.kit import on_two
 from tests.test_evaluate import EVALUATE, RECIPE
 from tests.test_finetune import prepared, there  # noqa: F401 fixtures
 from tests.test_sharded import FSDP
@@ -297,19 +298,7 @@ def test_two_processes_give_each_row_one_result(there: Path) -> None:  # noqa: F
     AutoTokenizer.from_pretrained("runs/pretrain").save_pretrained("runs/wild")
     options = ["model=runs/wild", "limit=13", "generation.max_new_tokens=12"]
     assert cli.main(["run", RECIPE, *options, "output_dir=runs/one"]) == 0
-    launch = [
-        "accelerate",
-        "launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-    ]
-    command = [*launch, "--dynamo_backend", "no", "-m", "hfkit", "run", RECIPE, *options, "output_dir=runs/two"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = on_two("run", RECIPE, *options, "output_dir=runs/two", ACCELERATE_USE_CPU="true")
     assert done.returncode == 0, done.stderr
     found = []
     for name in ("one", "two"):
@@ -336,7 +325,6 @@ def test_processes_that_share_a_sharded_model_generate_together(there: Path) -> 
     assert done.returncode == 0, done.stderr
     found = json.loads(Path("runs/finetune/metrics.json").read_text())
     model, tokenizer = load_model("runs/finetune"), AutoTokenizer.from_pretrained("runs/finetune")
-    shape = {"prompt": "{question} ->", "completion": " {answer}", "sequence_length": 32, "train": {}}
-    recipe = Recipe(stage="finetune", model="runs/pretrain", data="runs/tasks", task="generate", **shape)
-    expected = TaskMetrics(recipe, "runs/tasks", tokenizer, 2)(model, "test", 13)
+    task = Generate("{question} ->", " {answer}")
+    expected = TaskMetrics(task, "runs/tasks", tokenizer, 2, {}, 32, 13)(model, "test")
     assert expected["rouge1"] > 0.1 and expected == pytest.approx({name: found[name] for name in expected})

@@ -3,8 +3,6 @@
 import json
 import math
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from hfkit.compression import pruning, recovery
 from hfkit.evaluation import comparison, costs, measuring
 from hfkit.training.callbacks import read_log
 from tests.interrupting import Killed, at, kill
+from tests.kit import on_two
 from tests.test_finetune import prepared, there  # noqa: F401 fixtures
 
 PRUNE = """\
@@ -258,8 +257,7 @@ def test_what_another_recipe_had_pruned_is_not_taken(recipe: Path) -> None:
 def test_two_processes_recover_with_masks_held(there: Path) -> None:  # noqa: F811
     """Under a launcher, where the models are measured in processes that are none of its own."""
     (there / RECOVER).write_text(PRUNE + TRAIN, encoding="utf-8")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "hfkit", "run", RECOVER]
-    done = subprocess.run([*command, "train.use_cpu=true"], capture_output=True, text=True, timeout=300)
+    done = on_two("run", RECOVER, "train.use_cpu=true")
     assert done.returncode == 0, done.stderr
     assert "4 steps of 8 rows" in done.stdout and done.stdout.count("measuring recovered") == 1
     assert all((each == 0).float().mean() == 0.5 for each in matrices("runs/recover").values())

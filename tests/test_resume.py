@@ -1,7 +1,6 @@
 """A run that was interrupted anywhere and goes on ends where an uninterrupted one does: same log, same weights."""
 
 import functools
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from tests.interrupting import (
     terminate,
     train_adapter,
 )
+from tests.kit import on_two
 
 # 71 rows, filled up to 3 steps of 24 rows an epoch; 9 steps are 3 epochs. Dropout draws random numbers all along.
 SMALL = ["sequence_length=128", "train.per_device_train_batch_size=24", "train.save_steps=2"]
@@ -271,25 +271,20 @@ def test_a_step_keeps_its_rows_on_another_number_of_processes(
 
 # ---- two processes
 
-
-def torchrun(*command: str) -> subprocess.CompletedProcess[str]:
-    """Two processes on this machine."""
-    everything = ["torchrun", "--nproc_per_node", "2", *command, "train.use_cpu=true"]
-    return subprocess.run(everything, capture_output=True, text=True, timeout=120)
+CPU = "train.use_cpu=true"
 
 
 def stopped_on_two(*options: str, output: str, step: int) -> None:
     """Stopped by a signal to the second process alone: the two must agree on it."""
-    done = torchrun(
-        interrupting.__file__, str(step), "run", PRETRAIN, *options, "prompts=[]", f"output_dir=runs/{output}"
-    )
+    keys = [*options, CPU, "prompts=[]", f"output_dir=runs/{output}"]
+    done = on_two(interrupting.__file__, str(step), "run", PRETRAIN, *keys)
     assert f"the checkpoint of step {step} is committed" in done.stderr, done.stderr
     assert done.returncode != 0 and list(checkpoints.committed(Path(f"runs/{output}")))[-1] == step
 
 
 def whole_on_two(*options: str) -> dict[str, Any]:
     name = f"two-{abs(hash(options))}"
-    done = torchrun(PRETRAIN, *options, "prompts=[]", f"output_dir=runs/{name}")
+    done = on_two("run", PRETRAIN, *options, CPU, "prompts=[]", f"output_dir=runs/{name}")
     assert done.returncode == 0, done.stderr
     return result(name)
 
@@ -299,7 +294,7 @@ def test_two_processes_go_on_exactly_in_the_second_epoch(output: str) -> None:
     options = [*COMMON, "train.max_steps=9", "train.per_device_train_batch_size=12", "train.logging_steps=3"]
     expected = whole_on_two(*options)
     stopped_on_two(*options, output=output, step=5)
-    done = torchrun(PRETRAIN, *options, "prompts=[]", f"output_dir=runs/{output}")
+    done = on_two("run", PRETRAIN, *options, CPU, "prompts=[]", f"output_dir=runs/{output}")
     assert done.returncode == 0, done.stderr
     assert f"resuming from runs/{output}/checkpoint-5" in done.stdout
     assert result(output) == expected
@@ -327,7 +322,7 @@ def test_a_run_begun_on_two_processes_goes_on_with_one(output: str, capsys: pyte
 
 def test_a_run_begun_on_one_process_goes_on_with_two(output: str) -> None:
     interrupted(*PLAIN, output=output, event="on_step_begin", step=5, act=terminate)
-    done = torchrun(PRETRAIN, *PLAIN, "prompts=[]", f"output_dir=runs/{output}")
+    done = on_two("run", PRETRAIN, *PLAIN, "prompts=[]", f"output_dir=runs/{output}")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("begun on 1 process, going on with 2: each step has the same 24 rows, 12 in a batch") == 1
     assert_near(result(output), whole(*PLAIN))

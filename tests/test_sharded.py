@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from hfkit import cli
 from hfkit.training import checkpoints
 from hfkit.training.callbacks import read_log
+from tests.kit import on_two
 from tests.test_distill import DISTILL
 
 FSDP = {
@@ -38,8 +39,10 @@ MetricsFile.on_step_begin = stop
 def start(
     output: str, recipe: str = "recipes/pretrain.yaml", keys: list[str] = KEYS, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    script = Path(__file__).with_name("fsdp_on_cpu.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(script)]
+    script = str(Path(__file__).with_name("fsdp_on_cpu.py"))
+    if not environment:
+        return on_two(script, recipe, *keys, f"output_dir={output}", **FSDP)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", script]
     return subprocess.run(
         [*command, recipe, *keys, f"output_dir={output}"],
         env={**os.environ, **FSDP, **environment},
