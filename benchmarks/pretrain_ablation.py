@@ -2,8 +2,8 @@
 
     python benchmarks/pretrain_ablation.py --out FOLDER   # writes benchmarks/results/pretrain_ablation.json
 
-Each line adds something to the one before it; the first is the recipe of hfkit 0.1.0, the last the recipe as it is,
-which has more steps, and is not wider.
+Each line adds something to the one before it; the first is the recipe of hfkit 0.1.0, the last the recipe as it is.
+The last two have more steps than the others, and are not wider.
 Every run is `hfkit run recipes/pretrain.yaml` with keys set, on the same rows, and is kept in FOLDER: a script that
 was stopped goes on with the run that is missing.
 """
@@ -49,7 +49,15 @@ ADDED: list[tuple[str, dict[str, str]]] = [
         },
     ),
     ("the same, half as wide again", {"model": UNTIED.replace("128", "192").replace("heads: 4", "heads: 6")}),
-    ("the recipe: one pass over the text", dict.fromkeys(BEFORE, "")),
+    (
+        "one pass over the text, as wide as before",
+        {
+            "model": UNTIED,
+            "train.max_steps": "1200",
+            "train.lr_scheduler_kwargs": "{num_decay_steps: 780, decay_type: linear, min_lr_ratio: 0.05}",
+        },
+    ),
+    ("the recipe: a tenth more of it", dict.fromkeys(BEFORE, "")),
 ]
 
 

@@ -24,7 +24,7 @@ TRAIN = {"max_steps": 2, "per_device_train_batch_size": 2, "torch_compile": Fals
 HALF = {"validation": 0.2, "test": 0.2}
 # What makes a recipe of the repository small.
 SMALL: dict[str, dict[str, Any]] = {
-    "data": {"sources": [{"builtin": "python-stdlib", "limit": 60}], "split": HALF},
+    "data": {"sources": [{"builtin": "python-stdlib", "limit": 25}], "split": HALF},
     "functions": {"sources": [{"builtin": "python-functions", "limit": 300}], "split": HALF},
     "packages": {"sources": [{"builtin": "python-packages", "limit": 1000}], "split": HALF},
     "tokenizer": {"vocab_size": 512},
