@@ -147,7 +147,7 @@ import sys
 from hfkit.runtime import cores
 cores.usable_cores = lambda: 6
 cores.set_openmp()
-os.write(1, f"threads {os.environ['OMP_NUM_THREADS']}\n".encode())  # in one piece: two processes write
+os.write(1, f"threads {os.environ['OMP_NUM_THREADS']}\\n".encode())  # in one piece: two processes write
 """
 
 
