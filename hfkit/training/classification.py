@@ -11,10 +11,10 @@ from hfkit.inference import classes
 from hfkit.metrics import scoring
 from hfkit.metrics.base import Statistics
 from hfkit.metrics.catalogue import load_metric
-from hfkit.runtime.bars import Bar
 from hfkit.training.compilation import uncompiled
+from hfkit.training.evaluation import Batch, over_rows
 from hfkit.training.progress import own_random_numbers
-from hfkit.training.resumable import ResumableTrainer, StoppedInEvaluation
+from hfkit.training.resumable import ResumableTrainer
 
 
 def class_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
@@ -81,23 +81,13 @@ class ClassificationTrainer(ResumableTrainer):
         expected = [[names[index] for index, is_so in enumerate(row) if is_so] for row in labels.tolist()]
         return scoring.statistics(("accuracy", "f1"), classes.chosen(logits, config), expected, names)
 
-    @torch.no_grad()
-    def _predict(self, examples: Examples, title: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _predict(self, examples: Examples, title: str) -> list[torch.Tensor]:
         """Nats, logits (rows, classes) and labels of all rows, over all processes."""
-        # Not the compiled model: a second graph would cost more time than it saves. A sharded one runs wrapped only.
-        model: Any = self.model_wrapped if self.is_fsdp_enabled or self.is_deepspeed_enabled else self.model
-        was_training = model.training
-        model.eval()
-        found: list[tuple[torch.Tensor, ...]] = []
+
+        def of_batch(model: Any, batch: Batch) -> tuple[torch.Tensor, ...]:
+            labels = batch.pop("labels")
+            logits = model(**batch).logits.float()
+            return _losses(logits, labels), logits, labels
+
         with self.pause(), uncompiled(), own_random_numbers(self.args.device):
-            for batch in Bar(self.get_eval_dataloader(examples), title):
-                if self.is_in_train and self._agree_to_stop():
-                    raise StoppedInEvaluation
-                labels = batch.pop("labels")
-                logits = model(**batch).logits.float()
-                # This drops the examples that were repeated to fill the last batch of all processes.
-                gathered = self.accelerator.gather_for_metrics((_losses(logits, labels), logits, labels))
-                found.append(tuple(each.cpu() for each in gathered))
-        model.train(was_training)
-        losses, logits, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
-        return losses, logits, labels
+            return over_rows(self, examples, title, of_batch)

@@ -84,7 +84,7 @@ class ResumableTrainer(GuardedTrainer):
                 output = super().train(resume_from_checkpoint, *args, **kwargs)
                 self._wait_for_commit()
                 self.train_seconds += time.perf_counter() - self._begun
-                if self._agree_to_stop():
+                if self.agree_to_stop():
                     self._save_checkpoint(self.model, None)
         finally:
             if self._commit is not None:
@@ -206,7 +206,7 @@ class ResumableTrainer(GuardedTrainer):
             self._is_evaluation_due = True
             self._save_checkpoint(model, None)
 
-    def _agree_to_stop(self) -> bool:
+    def agree_to_stop(self) -> bool:
         """Whether any process was asked to stop."""
         is_asked = signals.requested() is not None
         if self.args.world_size == 1:
@@ -241,7 +241,7 @@ class ResumableTrainer(GuardedTrainer):
                 self.args.save_total_limit,
                 int(best.rpartition("-")[2]) if best else None,
             )
-        if self._is_stopping or self._agree_to_stop():
+        if self._is_stopping or self.agree_to_stop():
             name = signals.requested() or "a signal to another process"
             is_there = self._wait_for_commit()
             kept = f"the checkpoint of step {step} is committed" if is_there else f"step {step} could not be saved"

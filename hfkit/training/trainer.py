@@ -17,12 +17,12 @@ from hfkit.errors import HfkitError
 from hfkit.metrics.intervals import bootstrap
 from hfkit.model.heads import causal_of, compute_loss_with, is_plain, portable_attention
 from hfkit.recipe.fields import Arguments
-from hfkit.runtime.bars import Bar
 from hfkit.training.chunked_head import chunk_tokens, chunked_head
 from hfkit.training.compilation import uncompiled
+from hfkit.training.evaluation import over_rows
 from hfkit.training.optimizers import MuonWithAdamW, kinds_of
 from hfkit.training.progress import own_random_numbers
-from hfkit.training.resumable import ResumableTrainer, StoppedInEvaluation
+from hfkit.training.resumable import ResumableTrainer
 from hfkit.training.settings import Optimizer
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ class HfkitTrainer(ResumableTrainer):
         return metrics
 
     def token_metrics(
-        self, rows: PackedRows, title: str, model: "PreTrainedModel" = None, intervals: bool = True
+        self, rows: PackedRows, title: str, model: "PreTrainedModel | None" = None, intervals: bool = True
     ) -> dict[str, float]:
         """`loss`, `perplexity` and `bits_per_byte` of rows under a model, by default the one that is trained.
 
@@ -185,29 +185,18 @@ class HfkitTrainer(ResumableTrainer):
                 found |= {f"{name}_low": low, f"{name}_high": high}
         return found
 
-    @torch.no_grad()
-    def _token_sums(self, rows: PackedRows, title: str, model: "PreTrainedModel") -> np.ndarray:
+    def _token_sums(self, rows: PackedRows, title: str, model: "PreTrainedModel | None") -> np.ndarray:
         """Of each row the sum of the losses in nats and the number of predicted tokens, (rows, 2)."""
-        loader = self.get_eval_dataloader(rows)
-        if model is None:
-            # Not the compiled model: a second graph costs more time than it saves. A sharded one runs wrapped only.
-            model = self.model_wrapped if self.is_fsdp_enabled or self.is_deepspeed_enabled else self.model
-        was_training = model.training
-        model.eval()
-        found = []
-        for batch in Bar(loader, title):
-            if self.is_in_train and self._agree_to_stop():
-                raise StoppedInEvaluation
-            labels = batch.pop("labels")[:, 1:]
-            batch.pop(learned.LEARNED, None)
-            logits = model(**batch, use_cache=False).logits[:, :-1]
-            sums = torch.stack([_cross_entropy(*row) for row in zip(logits, labels, strict=True)])
-            counts = (labels != IGNORED).sum(-1)
-            # One number a row: this drops the rows that were repeated to fill the last batch of all processes.
-            sums, counts = self.accelerator.gather_for_metrics((sums, counts))
-            found.append(torch.stack([sums.double(), counts.double()], dim=1).cpu().numpy())
-        model.train(was_training)
-        return np.concatenate(found)
+        sums, counts = over_rows(self, rows, title, _row_sums, model)
+        return torch.stack([sums.double(), counts.double()], dim=1).numpy()
+
+
+def _row_sums(model: "PreTrainedModel", batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    labels = batch.pop("labels")[:, 1:]
+    batch.pop(learned.LEARNED, None)
+    logits = model(**batch, use_cache=False).logits[:, :-1]
+    sums = torch.stack([_cross_entropy(*row) for row in zip(logits, labels, strict=True)])
+    return sums, (labels != IGNORED).sum(-1)
 
 
 def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
