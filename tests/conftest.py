@@ -1,6 +1,7 @@
 """Shared fixtures: everything is offline, and made on the spot."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -41,9 +42,37 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def ready(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of a world in which data and tokenizer are made, as the working directory."""
-    import shutil
-
     folder = tmp_path / "world"
     shutil.copytree(made, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prepared(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A world with a pretrained model of 64 wide, and the tasks of test_finetune.py. To be read, not changed."""
+    from hfkit import cli
+    from tests.test_finetune import write_tasks
+
+    folder = tmp_path_factory.mktemp("finetune") / "world"
+    shutil.copytree(made, folder)
+    write_tasks(folder)
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        text = Path("recipes/pretrain.yaml").read_text().replace("hidden_size: 32", "hidden_size: 64")
+        Path("recipes/pretrain.yaml").write_text(text + "\nprompts: []\n")
+        assert cli.main(["run", "recipes/pretrain.yaml"]) == 0
+        assert cli.main(["run", "recipes/tasks.yaml"]) == 0
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def there(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that world, as the working directory."""
+    folder = tmp_path / "world"
+    shutil.copytree(prepared, folder)
     monkeypatch.chdir(folder)
     return folder

@@ -20,7 +20,7 @@ from hfkit.recipe.limits import Limit, judged, limit_of, table
 from hfkit.training.trainer import HfkitTrainer
 from tests.test_distill import DISTILL
 from tests.test_evaluate import EVALUATE
-from tests.test_finetune import prepared, problems, run, there  # noqa: F401 fixtures
+from tests.test_finetune import problems, run
 from tests.test_quantize import QUANTIZE
 
 RECIPE, FOLDER = "recipes/quantize.yaml", Path("runs/quantize")
@@ -43,17 +43,19 @@ KEPT = {
 
 
 @pytest.fixture(scope="module")
-def rejected(prepared: Path) -> tuple[Path, int, str]:  # noqa: F811
+def rejected(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
     """The world with a quantized model that misses a limit, the exit code of that and what was told."""
     before, told = Path.cwd(), io.StringIO()
-    (prepared / RECIPE).write_text(QUANTIZE + TOO_SMALL, encoding="utf-8")
-    os.chdir(prepared)
+    folder = tmp_path_factory.mktemp("accept") / "world"
+    shutil.copytree(prepared, folder)
+    (folder / RECIPE).write_text(QUANTIZE + TOO_SMALL, encoding="utf-8")
+    os.chdir(folder)
     try:
         with contextlib.redirect_stderr(told):
             code = cli.main(["run", RECIPE])
     finally:
         os.chdir(before)
-    return prepared, code, told.getvalue()
+    return folder, code, told.getvalue()
 
 
 @pytest.fixture
@@ -234,7 +236,7 @@ def test_a_comparison_judges_every_model_but_the_first(kept: Path, capsys: pytes
 
 
 def test_a_fine_tuning_keeps_its_checkpoints_and_is_not_trained_twice(
-    there: Path,  # noqa: F811
+    there: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -266,7 +268,7 @@ def test_a_fine_tuning_keeps_its_checkpoints_and_is_not_trained_twice(
     assert all(again[name][key] == found[name][key] for name in ("loss", "rougeL") for key in ("value", "base"))
 
 
-def test_without_checkpoints_it_is_trained_again_and_the_old_one_kept(there: Path) -> None:  # noqa: F811
+def test_without_checkpoints_it_is_trained_again_and_the_old_one_kept(there: Path) -> None:
     options, name = ["train.save_strategy=no"], "adapter_model.safetensors"
     assert code_of(*options, 'accept={exact_match: ">= 2"}', recipe=TUNE) == 3
     before = Path("runs/finetune", name).stat().st_ino
@@ -275,14 +277,14 @@ def test_without_checkpoints_it_is_trained_again_and_the_old_one_kept(there: Pat
     assert {path.name for path in Path("runs/finetune").iterdir()} >= {name, manifest.MANIFEST}
 
 
-def test_a_classifier_is_held_to_numbers(there: Path) -> None:  # noqa: F811
+def test_a_classifier_is_held_to_numbers(there: Path) -> None:
     options = ['accept={accuracy: ">= 0", size_bytes: "<= 1"}']
     assert code_of(*options, recipe="recipes/classify.yaml") == 3
     found = rows_of("runs/classify")
     assert found["accuracy"]["kept"] and found["size_bytes"]["value"] == size_on_disk("runs/classify")
 
 
-def test_a_student_is_held_to_its_teacher(there: Path) -> None:  # noqa: F811
+def test_a_student_is_held_to_its_teacher(there: Path) -> None:
     Path("recipes/distill.yaml").write_text(DISTILL, encoding="utf-8")
     limits = {"gap_closed": "<= 1e9", "retention": "<= 1e-6", "bits_per_byte": "<= 100x base"}
     assert code_of(f"accept={json.dumps(limits)}", recipe="recipes/distill.yaml") == 3

@@ -24,7 +24,6 @@ from hfkit.evaluation.settings import Scoring
 from hfkit.recipe import limits
 from hfkit.reports import comparison as report
 from hfkit.runtime import isolated, signals
-from tests.test_finetune import prepared  # noqa: F401 a fixture
 
 COMPARE = """\
 stage: compare
@@ -39,7 +38,7 @@ REPORTS = ("hfkit.json", "README.md", "metrics.json", "metrics.jsonl", "loss.png
 
 
 @pytest.fixture(scope="module")
-def built(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def built(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A world with models to compare: whole, small, in 8 bit, of another tokenizer, an adapter and two classifiers."""
     folder = tmp_path_factory.mktemp("compare") / "world"
     shutil.copytree(prepared, folder)

@@ -33,7 +33,6 @@ from hfkit.model.heads import compute_loss_with
 from hfkit.training.callbacks import read_log
 from hfkit.training.trainer import training_arguments
 from tests.kit import on_two
-from tests.test_finetune import prepared, there  # noqa: F401 fixtures
 
 DISTILL = """\
 stage: distill
@@ -62,7 +61,7 @@ KL = "losses=[{loss: forward_kl}]"
 
 
 @pytest.fixture
-def recipe(there: Path) -> Path:  # noqa: F811
+def recipe(there: Path) -> Path:
     (there / RECIPE).write_text(DISTILL, encoding="utf-8")
     return there
 

@@ -30,7 +30,6 @@ from hfkit.inference.generation import generate
 from hfkit.model.loading import load_model
 from hfkit.reports import evaluation
 from hfkit.reports.markdown import cell, fenced
-from tests.test_finetune import prepared, there  # noqa: F401 fixtures
 from tests.toy import WORDS
 
 EVALUATE = """\
@@ -46,7 +45,7 @@ RECIPE = "recipes/evaluate.yaml"
 
 
 @pytest.fixture
-def recipe(there: Path) -> Path:  # noqa: F811
+def recipe(there: Path) -> Path:
     (there / RECIPE).write_text(EVALUATE, encoding="utf-8")
     return there
 

@@ -1,7 +1,6 @@
 """Fine-tuning: what is learned, what is left alone, what is saved, and what bad input gets."""
 
 import json
-import os
 import random
 import subprocess
 import sys
@@ -75,36 +74,6 @@ def write_tasks(folder: Path) -> None:
     )
     text = text.replace('completion: " {answer}"\n', "").replace("lora: {r: 4}\n", "")
     (folder / "recipes/classify.yaml").write_text(text, encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def prepared(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A world with a pretrained model of 64 wide, and its tasks prepared. To be read, not changed."""
-    import shutil
-
-    folder = tmp_path_factory.mktemp("finetune") / "world"
-    shutil.copytree(made, folder)
-    write_tasks(folder)
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        text = Path("recipes/pretrain.yaml").read_text().replace("hidden_size: 32", "hidden_size: 64")
-        Path("recipes/pretrain.yaml").write_text(text + "\nprompts: []\n")
-        assert cli.main(["run", "recipes/pretrain.yaml"]) == 0
-        assert cli.main(["run", "recipes/tasks.yaml"]) == 0
-    finally:
-        os.chdir(before)
-    return folder
-
-
-@pytest.fixture
-def there(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    import shutil
-
-    folder = tmp_path / "world"
-    shutil.copytree(prepared, folder)
-    monkeypatch.chdir(folder)
-    return folder
 
 
 def run(*options: str, recipe: str = RECIPE) -> dict[str, Any]:

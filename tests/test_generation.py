@@ -40,7 +40,6 @@ from hfkit.model.loading import load_model
 from hfkit.training.task_metrics import TaskMetrics
 from tests.kit import on_two
 from tests.test_evaluate import EVALUATE, RECIPE
-from tests.test_finetune import prepared, there  # noqa: F401 fixtures
 from tests.test_sharded import FSDP
 
 WORDS = 200
@@ -287,7 +286,7 @@ def test_no_row_is_computed_after_it_ended_and_no_slot_waits(tokenizer: Any, pro
 # ---- processes
 
 
-def test_two_processes_give_each_row_one_result(there: Path) -> None:  # noqa: F811
+def test_two_processes_give_each_row_one_result(there: Path) -> None:
     """Rows that do not divide among them: predictions and scores are those of one process."""
     (there / RECIPE).write_text(EVALUATE, encoding="utf-8")
     model = load_model("runs/pretrain")
@@ -314,7 +313,7 @@ def test_two_processes_give_each_row_one_result(there: Path) -> None:  # noqa: F
 
 
 @pytest.mark.faults
-def test_processes_that_share_a_sharded_model_generate_together(there: Path) -> None:  # noqa: F811
+def test_processes_that_share_a_sharded_model_generate_together(there: Path) -> None:
     """Rows that do not divide among them would leave one process waiting for a forward pass of the other."""
     script = Path(__file__).with_name("fsdp_on_cpu.py")
     keys = ["train.use_cpu=true", "train.max_steps=150", "train.learning_rate=5e-3", "train.save_strategy=no",

@@ -9,13 +9,13 @@ import torch
 from transformers import AutoTokenizer
 
 from hfkit.model.loading import load_model
-from tests.test_finetune import prepared, problems, run, there  # noqa: F401 fixtures
+from tests.test_finetune import problems, run
 
 IDS = torch.arange(10, 40)[None]
 
 
 @pytest.fixture
-def grown(there: Path) -> int:  # noqa: F811
+def grown(there: Path) -> int:
     """The number of ids of a tokenizer to which two tokens were added, in runs/grown beside the model of before."""
     shutil.copytree("runs/pretrain", "runs/grown", ignore=shutil.ignore_patterns("hfkit.json"))
     tokenizer = AutoTokenizer.from_pretrained("runs/grown")
@@ -49,7 +49,7 @@ def test_a_fine_tuning_learns_with_them_and_the_result_loads(grown: int, keys: l
     torch.testing.assert_close(found[0], found[-1], rtol=1e-4, atol=1e-4)
 
 
-def test_a_vocabulary_is_never_made_smaller(there: Path) -> None:  # noqa: F811
+def test_a_vocabulary_is_never_made_smaller(there: Path) -> None:
     model: Any = load_model("runs/pretrain")
     size = model.config.vocab_size
     model.resize_token_embeddings(size + 24)
@@ -58,7 +58,7 @@ def test_a_vocabulary_is_never_made_smaller(there: Path) -> None:  # noqa: F811
     assert load_model("runs/padded").config.vocab_size == size + 24
 
 
-def test_a_tokenizer_of_another_model_is_told(there: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+def test_a_tokenizer_of_another_model_is_told(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model: Any = load_model("runs/pretrain")
     model.resize_token_embeddings(50)
     model.save_pretrained("runs/other")

@@ -18,7 +18,6 @@ from hfkit.evaluation import comparison, costs, measuring
 from hfkit.training.callbacks import read_log
 from tests.interrupting import Killed, at, kill
 from tests.kit import on_two
-from tests.test_finetune import prepared, there  # noqa: F401 fixtures
 
 PRUNE = """\
 stage: prune
@@ -49,7 +48,7 @@ TASK = ["data=runs/tasks", "calibration=runs/tasks", "metrics=null", "prompt='{q
 
 
 @pytest.fixture
-def recipe(there: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: F811
+def recipe(there: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The recipes, without and with a recovery. Models are measured in this process, and shortly."""
     (there / RECIPE).write_text(PRUNE, encoding="utf-8")
     (there / RECOVER).write_text(PRUNE + TRAIN, encoding="utf-8")
@@ -254,7 +253,7 @@ def test_what_another_recipe_had_pruned_is_not_taken(recipe: Path) -> None:
     assert all((each == 0).float().mean() == 0.75 for each in matrices("runs/recover").values())
 
 
-def test_two_processes_recover_with_masks_held(there: Path) -> None:  # noqa: F811
+def test_two_processes_recover_with_masks_held(there: Path) -> None:
     """Under a launcher, where the models are measured in processes that are none of its own."""
     (there / RECOVER).write_text(PRUNE + TRAIN, encoding="utf-8")
     done = on_two("run", RECOVER, "train.use_cpu=true")

@@ -35,7 +35,7 @@ from hfkit.planning import parts
 from hfkit.planning.work import Model
 from tests.test_distill import DISTILL
 from tests.test_evaluate import EVALUATE
-from tests.test_finetune import prepared, problems, run, there  # noqa: F401 fixtures
+from tests.test_finetune import problems, run
 
 QUANTIZE = """\
 stage: quantize
@@ -64,23 +64,28 @@ assert not {name for name in sys.modules if name.split(".")[0] == "hfkit"} - of_
 
 
 @pytest.fixture(scope="module")
-def quantized(prepared: Path) -> Path:  # noqa: F811
+def quantized(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The world with the pretrained model in 8 and in 4 bit, made by the stage. To be read, not changed."""
-    (prepared / RECIPE).write_text(QUANTIZE, encoding="utf-8")
+    folder = tmp_path_factory.mktemp("quantize") / "world"
+    shutil.copytree(prepared, folder)
+    (folder / RECIPE).write_text(QUANTIZE, encoding="utf-8")
     before = Path.cwd()
-    os.chdir(prepared)
+    os.chdir(folder)
     try:
         for name, scheme in SCHEMES.items():
             run(f"output_dir=runs/{name}", f"quantization={json.dumps(scheme)}", recipe=RECIPE)
     finally:
         os.chdir(before)
-    return prepared
+    return folder
 
 
 @pytest.fixture
-def recipe(quantized: Path, there: Path) -> Path:  # noqa: F811
+def recipe(quantized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of that world, as the working directory."""
-    return there
+    folder = tmp_path / "quantized"
+    shutil.copytree(quantized, folder)
+    monkeypatch.chdir(folder)
+    return folder
 
 
 def quantize(place: str | Path, folder: str, scheme: dict[str, Any], **keys: Any) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from hfkit import cli
 from hfkit.data.rows.learned import places, taken
 from hfkit.training.resumable import ResumableTrainer
 from tests.test_distill import KL, RECIPE, recipe  # noqa: F401 a fixture
-from tests.test_finetune import prepared, there  # noqa: F401 fixtures
 
 RUNS = {
     "pretrain": ["recipes/pretrain.yaml"],
