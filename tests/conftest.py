@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.hub_double import hub  # noqa: F401
+from tests.kit import inside
 from tests.toy import write_world
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
@@ -30,12 +31,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from hfkit import cli
 
     folder = write_world(tmp_path_factory.mktemp("made"))
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
+    with inside(folder):
         assert cli.main(["run", "recipes/tokenizer.yaml"]) == 0
-    finally:
-        os.chdir(before)
     return folder
 
 
@@ -57,15 +54,11 @@ def prepared(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finetune") / "world"
     shutil.copytree(made, folder)
     write_tasks(folder)
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
+    with inside(folder):
         text = Path("recipes/pretrain.yaml").read_text().replace("hidden_size: 32", "hidden_size: 64")
         Path("recipes/pretrain.yaml").write_text(text + "\nprompts: []\n")
         assert cli.main(["run", "recipes/pretrain.yaml"]) == 0
         assert cli.main(["run", "recipes/tasks.yaml"]) == 0
-    finally:
-        os.chdir(before)
     return folder
 
 

@@ -1,6 +1,7 @@
-"""What several test files start: a command on two processes, without the seconds that each takes to load libraries."""
+"""What several test files do: work in a folder, and a command on two processes without the time to load libraries."""
 
 import atexit
+import contextlib
 import functools
 import json
 import os
@@ -8,10 +9,22 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 300.0  # seconds
+
+
+@contextlib.contextmanager
+def inside(folder: Path) -> Iterator[None]:
+    """Let a folder be the working directory, for fixtures that outlive a test."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 class Zygote:

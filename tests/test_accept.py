@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from hfkit.metrics.catalogue import score_names
 from hfkit.model.loading import base_quantization, load_model
 from hfkit.recipe.limits import Limit, judged, limit_of, table
 from hfkit.training.trainer import HfkitTrainer
+from tests.kit import inside
 from tests.test_distill import DISTILL
 from tests.test_evaluate import EVALUATE
 from tests.test_finetune import problems, run
@@ -45,16 +45,12 @@ KEPT = {
 @pytest.fixture(scope="module")
 def rejected(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
     """The world with a quantized model that misses a limit, the exit code of that and what was told."""
-    before, told = Path.cwd(), io.StringIO()
+    told = io.StringIO()
     folder = tmp_path_factory.mktemp("accept") / "world"
     shutil.copytree(prepared, folder)
     (folder / RECIPE).write_text(QUANTIZE + TOO_SMALL, encoding="utf-8")
-    os.chdir(folder)
-    try:
-        with contextlib.redirect_stderr(told):
-            code = cli.main(["run", RECIPE])
-    finally:
-        os.chdir(before)
+    with inside(folder), contextlib.redirect_stderr(told):
+        code = cli.main(["run", RECIPE])
     return folder, code, told.getvalue()
 
 

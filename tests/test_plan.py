@@ -36,7 +36,7 @@ def small(**fields: Any) -> Model:
 
 def training(model: Model, length: int = 64, optimizer: str = "adamw", **train: Any) -> Training:
     lengths = Lengths((length,), length - 1, length)
-    reads = (Reading("evaluating", model, 10, lengths, train.get("per_device_train_batch_size", 8), "evaluation"),)
+    reads = (Reading("evaluating", model, 10, lengths, train.get("per_device_train_batch_size", 8)),)
     return Training(
         "training", model, train, 1000, lengths, optimizer, at_evaluations=reads, may=("lora", "quantization")
     )

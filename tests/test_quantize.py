@@ -33,6 +33,7 @@ from hfkit.model.loading import load_model
 from hfkit.model.quantized import bitsandbytes_config
 from hfkit.planning import parts
 from hfkit.planning.work import Model
+from tests.kit import inside
 from tests.test_distill import DISTILL
 from tests.test_evaluate import EVALUATE
 from tests.test_finetune import problems, run
@@ -69,13 +70,9 @@ def quantized(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("quantize") / "world"
     shutil.copytree(prepared, folder)
     (folder / RECIPE).write_text(QUANTIZE, encoding="utf-8")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
+    with inside(folder):
         for name, scheme in SCHEMES.items():
             run(f"output_dir=runs/{name}", f"quantization={json.dumps(scheme)}", recipe=RECIPE)
-    finally:
-        os.chdir(before)
     return folder
 
 

@@ -11,6 +11,7 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
+from hfkit.artifacts.manifest import Json
 from hfkit.data.columns import Kind
 from hfkit.data.corpus import Row
 from hfkit.data.sources.files import FORMATS, format_of, open_file
@@ -46,7 +47,7 @@ def is_data_file(place: str) -> bool:
     return format_of(path) in FORMATS
 
 
-def guess(files: str, task: type[Task], values: Row) -> Guess:
+def guess(files: str, task: type[Task], values: Json) -> Guess:
     """The columns of data files for a task.
 
     Args:

@@ -86,8 +86,7 @@ def aligned_rows(
 ) -> Path:
     """The folder with the training rows of a data set, tokenized for both, made unless it is there already.
 
-    Long documents are cut so that neither has more than `length` tokens. Call it on the main
-    process only.
+    Long documents are cut so that neither has more than `length` tokens. Call it on the main process only.
 
     Raises:
         HfkitError: if no row is left.

@@ -115,12 +115,13 @@ def _resolve(
             recipe, mistakes = parse(source, stage.Recipe)
             node = Node(source, stage, recipe, inputs) if recipe is not None else None
             has_inputs = len(problems) == before  # otherwise one of them is wrong
-            if node is None or mistakes or not has_inputs or not _is_made(node):
+            is_made = node is not None and has_inputs and not mistakes and _is_made(node)
+            if not is_made:
                 mistakes += section_problems(source, stage.Recipe)
             if mistakes:
                 raise HfkitError(*dict.fromkeys(mistakes))
             if node is not None and has_inputs:
-                known[place] = _checked(node)
+                known[place] = node if is_made else _checked(node)
         except HfkitError as error:
             problems.extend(error.problems)
     return known[place]

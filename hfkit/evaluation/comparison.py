@@ -59,7 +59,7 @@ def compared(scoring: Scoring, rows: list[Row], models: dict[str, str], prompts:
     }
 
 
-def dominates(other: Json, row: Row, quality: str) -> bool:
+def dominates(other: Metrics, row: Metrics, quality: str) -> bool:
     """Whether another model is at least as good in quality, size and speed, and better in one."""
     sign = -1 if is_lower_better(quality) else 1
     theirs, own = (

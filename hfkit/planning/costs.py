@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from hfkit.planning import memory, process
 from hfkit.planning.estimate import A_LAUNCH, FRAGMENTS, Costs, Estimate, Speeds
@@ -58,44 +58,27 @@ class _Pricing:
 
     def estimate(self, work: Work) -> Estimate:
         found = Estimate(disk=work.disk + work.cache)
-        parts = list(_flat(work.parts))
-        seconds, peak, base = self._times(parts)
-        found.is_measured = peak is not None
-        for part, taken in zip(parts, seconds, strict=True):
+        trainings = [part for part in work.parts if isinstance(part, Training)]
+        done = self._rehearsed(trainings) if self.machine.is_here and trainings else None
+        found.is_measured = done is not None
+        steps = iter(done.steps if done is not None else [self._foreseen(part) for part in trainings])
+        share = self.reached if done is None else self._share(trainings[0], done.steps[0])
+        for part in work.parts:
             found.flops += self._flops(part)
             if isinstance(part, Training):
-                self._add_training(found, part, taken, parts, seconds)
-            elif not (isinstance(part, Reading | Writing) and part.of == "evaluation"):
-                found.add(part.what, taken)
-        if any(isinstance(part, Measuring) for part in parts):
+                self._add_training(found, part, next(steps), share)
+            else:
+                found.add(part.what, self._seconds(part, share))
+        if any(isinstance(part, Measuring) for part in work.parts):
             found.add("starting the measurements", self.speeds.imports if self.machine.is_here else A_LAUNCH)
-        self._add_memory(found, parts, peak, base, work.left_behind)
+        self._add_memory(found, list(_flat(work.parts)), done, work.left_behind)
         return found
 
     # ---- time
 
-    def _times(self, parts: list[Part]) -> tuple[list[Any], float | None, float]:
-        """Of each part seconds, of a training those of its steps; the peak if it was measured; the base."""
-        trainings = [part for part in parts if isinstance(part, Training)]
-        done = self._rehearsed(trainings) if self.machine.is_here and trainings else None
-        steps = done.steps if done is not None else [self._foreseen(part) for part in trainings]
-        share = self.reached
-        if done is not None:  # what reads and writes beside a training is as fast as that
-            flops = schedule_of(trainings[0], 1).batch * _row_flops(trainings[0])
-            share = flops / (steps[0].of_pass * self.machine.flops)
-        of_trainings, seconds = iter(steps), list[Any]()
-        for part in parts:
-            if isinstance(part, Chore):
-                seconds.append(part.seconds)
-            elif isinstance(part, Training):
-                seconds.append(next(of_trainings))
-            elif isinstance(part, Measuring):
-                load = 0.2 + shape_of(part.model, 8).weight_bytes / 1e9
-                does = [*_of_speeds(part.model), *part.does]
-                seconds.append(load + sum(self._seconds(each, share) for each in does))
-            else:
-                seconds.append(self._seconds(part, share))
-        return seconds, *((done.peak, done.base) if done is not None else (None, self.speeds.libraries))
+    def _share(self, part: Training, taken: Steps) -> float:
+        """The share of the peak that a training reaches, and what reads and writes beside it."""
+        return schedule_of(part, 1).batch * _row_flops(part) / (taken.of_pass * self.machine.flops)
 
     def _rehearsed(self, trainings: list[Training]) -> Rehearsed | None:
         """What a rehearsal gives, scaled to whole batches; None where one would take too long or too much memory."""
@@ -133,18 +116,21 @@ class _Pricing:
         of_pass = max(rows * _row_flops(part) / (self.machine.flops * self.reached), 3 * launch)
         return Steps(of_pass, 12 * shape_of(part.model, 8).trained / self.machine.bandwidth + launch / 2, 0.0)
 
-    def _seconds(self, part: Reading | Writing, share: float) -> float:
+    def _seconds(self, part: Chore | Reading | Writing | Measuring, share: float) -> float:
         """From FLOPs and the share of the peak that is reached; of a batch at least what launching kernels takes."""
+        if isinstance(part, Chore):
+            return part.seconds
         speed, shape = self.machine.flops * share, shape_of(part.model, 8)
         launch = shape.layers * LAYER_SECONDS
+        if isinstance(part, Measuring):
+            does = [*_of_speeds(part.model), *part.does]
+            return 0.2 + shape.weight_bytes / 1e9 + sum(self._seconds(each, share) for each in does)
         if isinstance(part, Reading):
             return max(part.rows * _row_flops(part) / speed, math.ceil(part.rows / part.batch) * launch)
         steps = math.ceil(part.prompts / part.batch) * part.new_tokens
         return part.prompts * _row_flops(part) / speed + steps * (shape.weight_bytes / self.machine.bandwidth + launch)
 
-    def _add_training(
-        self, found: Estimate, part: Training, taken: Steps, parts: list[Part], seconds: list[Any]
-    ) -> None:
+    def _add_training(self, found: Estimate, part: Training, taken: Steps, share: float) -> None:
         schedule = schedule_of(part, self.spread.processes)
         shape = shape_of(part.model, part.lengths.longest)
         of_pass = taken.of_pass
@@ -154,9 +140,8 @@ class _Pricing:
         found.add(part.what, schedule.steps * (schedule.accumulation * of_pass + taken.of_optimizer))
         if is_compiled:
             found.add("compiling", COMPILE_SECONDS)
-        for each, of_each in zip(parts, seconds, strict=True):
-            if each in part.at_evaluations:
-                found.add(each.what, schedule.evaluations * of_each)
+        for each in part.at_evaluations:
+            found.add(each.what, schedule.evaluations * self._seconds(each, share))
         checkpoint = _checkpoint_bytes(part)
         if schedule.saves:
             found.add("saving", schedule.saves * (A_SAVE + checkpoint / WRITTEN_A_SECOND))
@@ -175,15 +160,15 @@ class _Pricing:
             return sum(map(self._flops, part.does))
         if isinstance(part, Training):
             schedule = schedule_of(part, self.spread.processes)
-            return schedule.steps * schedule.rows_a_step * _row_flops(part)
+            of_evaluations = sum(map(self._flops, part.at_evaluations))
+            return schedule.steps * schedule.rows_a_step * _row_flops(part) + of_evaluations
         return (part.rows if isinstance(part, Reading) else part.prompts) * _row_flops(part)
 
     # ---- memory
 
-    def _add_memory(
-        self, found: Estimate, parts: list[Part], peak: float | None, base: float, of_chores: float
-    ) -> None:
+    def _add_memory(self, found: Estimate, parts: list[Part], done: Rehearsed | None, of_chores: float) -> None:
         """The part that takes most. Where it was measured, what the parts do not tell is `rest`."""
+        base = self.speeds.libraries if done is None else done.base
         if not any(isinstance(part, Training | Reading | Writing) for part in parts):
             found.memory = {"libraries": base + OF_MEASURING, "data": of_chores}
             return
@@ -192,10 +177,12 @@ class _Pricing:
         of_parts += [memory.of_model(part) for part in parts if isinstance(part, Reading | Writing)]
         most = max(of_parts, key=lambda each: sum(each.values()), default={})
         found.memory = {**most, "libraries": base}
-        if peak is not None and self.spread.processes == 1:
-            rest = peak - found.peak
+        if done is not None and self.spread.processes == 1:
+            rest = done.peak - found.peak
             if rest < 0:  # they are not all there at the same time
-                most = {name: size * max(peak - base, 0) / max(sum(most.values()), 1) for name, size in most.items()}
+                most = {
+                    name: size * max(done.peak - base, 0) / max(sum(most.values()), 1) for name, size in most.items()
+                }
             found.memory = {**most, "libraries": base, "rest": max(rest, 0)}
         found.memory |= {"data": of_chores} if self.machine.is_cpu else {}
         for training in trainings:
@@ -220,7 +207,7 @@ class _Pricing:
         return (self.spread.precision or schedule.precision or self.precision) != "fp32"
 
 
-def _flat(parts: Any) -> Any:
+def _flat(parts: Sequence[Part]) -> Iterator[Part]:
     """The parts, and those of evaluations during trainings behind their training."""
     for part in parts:
         yield part
@@ -254,7 +241,6 @@ def _of_speeds(model: Model) -> list[Reading | Writing]:
         lengths = Lengths((SPEED_PROMPT,), 0)
         return [Reading("speed", model, SPEED_TIMES * (1 + SPEED_BATCH), lengths, SPEED_BATCH)]
     one, several = (
-        Writing("speed", model, rows, SPEED_PROMPT, SPEED_TIMES * SPEED_TOKENS, rows, is_generate=True)
-        for rows in (1, SPEED_BATCH)
+        Writing("speed", model, rows, SPEED_PROMPT, SPEED_TIMES * SPEED_TOKENS, rows) for rows in (1, SPEED_BATCH)
     )
     return [one, several, Writing("samples", model, SAMPLES, SPEED_PROMPT, SAMPLE_TOKENS, SAMPLES)]

@@ -61,11 +61,9 @@ def batch_of(train: Arguments) -> int:
     return training_arguments(train, Path("unused")).train_batch_size
 
 
-def reading(
-    what: str, model: Model, rows: Rows, split: str, batch: int, of: str = "training"
-) -> list[Reading | Writing]:
+def reading(what: str, model: Model, rows: Rows, split: str, batch: int) -> list[Reading | Writing]:
     """The rows of a split; nothing where the data is not known."""
-    return [Reading(what, model, *rows[split], batch, of)] if rows else []
+    return [Reading(what, model, *rows[split], batch)] if rows else []
 
 
 def answering(
@@ -77,14 +75,13 @@ def answering(
     count: int,
     window: int,
     batch: int,
-    of: str = "training",
 ) -> list[Reading | Writing]:
     """The texts that a model writes for the first rows of a task."""
     if texts is None or not task.has_answers:
         return []
     most = generation.get("max_new_tokens", min(NEW_TOKENS, window // 2))
     prompt, new = of_rows.answers(task, texts, model.tokens, window, most)
-    return [Writing(what, model, count, prompt, max(new, 1), min(batch, count), of=of)]
+    return [Writing(what, model, count, prompt, max(new, 1), min(batch, count))]
 
 
 def scored(scoring: Scoring, model: Model, texts: Texts) -> tuple[Reading | Writing, ...]:
@@ -166,10 +163,10 @@ def of_targets(
     """What a teacher does before a distillation, once for a data set."""
     source = settings.targets.source
     if source == "cached":
-        return [*reading("the teacher's targets", teacher, rows, "train", batch, "")]
+        return [*reading("the teacher's targets", teacher, rows, "train", batch)]
     if source == "generated" and texts is not None:
         what, count, length = "the teacher's answers", texts.rows["train"], settings.sequence_length
-        return answering(what, settings.task, settings.generation, teacher, texts, count, length, batch, "")
+        return answering(what, settings.task, settings.generation, teacher, texts, count, length, batch)
     return []
 
 

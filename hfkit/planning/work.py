@@ -117,27 +117,18 @@ class Lengths:
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """A model that reads rows without gradients, logits and all.
-
-    Args:
-        of: `training` where the trainer does it, `teacher` where it does it for the teacher; else the model as it is.
-    """
+    """A model that reads rows without gradients, logits and all."""
 
     what: str
     model: Model
     rows: int
     lengths: Lengths
     batch: int
-    of: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Writing:
-    """A model that writes texts.
-
-    Args:
-        is_generate: whether `model.generate` does it; else the loop that keeps its batch full.
-    """
+    """A model that writes texts."""
 
     what: str
     model: Model
@@ -145,8 +136,6 @@ class Writing:
     prompt_tokens: int
     new_tokens: int
     batch: int
-    is_generate: bool = False
-    of: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

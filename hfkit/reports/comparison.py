@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from hfkit.artifacts.manifest import Json
-from hfkit.data.corpus import Row
 from hfkit.evaluation.comparison import is_better
 from hfkit.metrics.catalogue import is_lower_better
 from hfkit.reports.markdown import cell, fenced, table
@@ -33,7 +32,7 @@ td:has(pre) { width: 100% }
 """
 
 
-def score_names(row: Row) -> list[str]:
+def score_names(row: Json) -> list[str]:
     """The scores of a row: what has an interval."""
     return [name for name in row if f"{name}_low" in row and not name.endswith("_difference")]
 
@@ -50,7 +49,7 @@ def cells(found: Json) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def _score(row: Row, name: str) -> str:
+def _score(row: Json, name: str) -> str:
     text = f"{row[name]:.4g} ({row[f'{name}_low']:.4g} to {row[f'{name}_high']:.4g})"
     if f"{name}_difference" in row:
         text += f", {row[f'{name}_difference']:+.3g} (p = {row[f'{name}_p']:.2g})"

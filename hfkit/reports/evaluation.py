@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 from hfkit.artifacts.manifest import Json, Manifest, Metrics
-from hfkit.data.corpus import Row
 from hfkit.metrics.scoring import best_worst_random
 from hfkit.reports.markdown import cell, fenced, number, table
 
@@ -64,7 +63,7 @@ def _in_text(answer: str | list[str]) -> str:
     return answer if isinstance(answer, str) else ", ".join(answer) or "no class"
 
 
-def _expected(row: Row) -> list[str]:
+def _expected(row: Json) -> list[str]:
     """What is right for a row, each of several texts; a list of classes is one answer."""
     return row["references"] if isinstance(row["prediction"], str) else [_in_text(row["references"])]
 
@@ -172,7 +171,7 @@ def _classes(results: Metrics) -> list[str]:
     return [*parts, f"All classes are in `metrics.json`: `f1_per_label`{also}."]
 
 
-def _answer(row: Row, key: str) -> str:
+def _answer(row: Json, key: str) -> str:
     """The end of the prompt, which is next to the answer, and the beginnings of the others."""
     prompt = row["prompt"]
     parts = [("prompt", f"{'...' if len(prompt) > SHOWN_CHARACTERS else ''}{prompt[-SHOWN_CHARACTERS:]}")]

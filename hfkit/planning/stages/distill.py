@@ -40,8 +40,8 @@ def work(recipe: Recipe, known: dict[str, Known]) -> Work:
     batch = parts.batch_of(recipe.train)
     asked = (settings.task, recipe.generation, model, texts, recipe.evaluation_rows, length, batch)
     at_evaluations = (
-        *parts.reading("evaluating", model, found, "validation", batch, "evaluation"),
-        *parts.answering("evaluating", *asked, "evaluation"),
+        *parts.reading("evaluating", model, found, "validation", batch),
+        *parts.answering("evaluating", *asked),
     )
     training = Training(
         "training",
@@ -62,7 +62,7 @@ def work(recipe: Recipe, known: dict[str, Known]) -> Work:
     of_teacher = [
         each
         for split in ("test", "validation")
-        for each in parts.reading("the teacher's scores", teacher, found, split, batch, "teacher")
+        for each in parts.reading("the teacher's scores", teacher, found, split, batch)
     ]
     alone = dataclasses.replace(training, what="training alone", teacher=None, losses=())
     return Work(

@@ -37,8 +37,8 @@ def work(recipe: Recipe, known: dict[str, Known]) -> Work:
     batch, length, most = parts.batch_of(recipe.train), recipe.sequence_length, recipe.evaluation_rows
     asked = (task, recipe.generation, model, texts, most, length, batch)
     does = (
-        *parts.reading("evaluating", model, found, "validation", batch, "evaluation"),
-        *parts.answering("evaluating", *asked, "evaluation"),
+        *parts.reading("evaluating", model, found, "validation", batch),
+        *parts.answering("evaluating", *asked),
     )
     training = Training(
         "training",

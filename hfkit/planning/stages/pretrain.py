@@ -25,7 +25,7 @@ def work(recipe: Recipe, known: dict[str, Known]) -> Work:
     given = texts if isinstance(texts, Texts) else None
     found = rows.packed(given, model.tokens, recipe.sequence_length, recipe.packing)
     batch, count = parts.batch_of(recipe.train), len(recipe.prompts or range(3))
-    reads = parts.reading("evaluating", model, found, "validation", batch, "evaluation")
+    reads = parts.reading("evaluating", model, found, "validation", batch)
     training = Training(
         "training",
         model,
@@ -45,7 +45,7 @@ def work(recipe: Recipe, known: dict[str, Known]) -> Work:
             *parts.reading("evaluating", model, found, "validation", batch),
             *parts.reading("evaluating", model, found, "test", batch),
             Chore("xz", 0.05 + (test_bytes * 1e-6 if test_bytes <= of_samples.XZ_LIMIT_BYTES else 0)),
-            Writing("samples", model, count, of_samples.PROMPT_TOKENS, of_samples.NEW_TOKENS, 1, is_generate=True),
+            Writing("samples", model, count, of_samples.PROMPT_TOKENS, of_samples.NEW_TOKENS, 1),
         ],
         makes=model,
         disk=parts.weight_bytes(model),

@@ -33,7 +33,7 @@ def work(recipe: Recipe, known: dict[str, Known]) -> Work:
         made = parts.training_rows(task, texts, base.tokens, length, packing)
         batch, losses = parts.batch_of(recipe.train), tuple(recipe.recover.losses)
         teacher = whole if recipe.recover.has_teacher else None
-        reads = tuple(parts.reading("evaluating", model, made, "validation", batch, "evaluation"))
+        reads = tuple(parts.reading("evaluating", model, made, "validation", batch))
         count, lengths = parts.row_lengths(made, length)
         training = Training(
             "training",
