@@ -1,25 +1,30 @@
-"""Decoding with a batch that stays full: where a row ends, the next prompt takes its place at once.
+"""Decoding with a batch that rows join and leave between steps.
 
 `model.generate` computes every row of a batch until the longest one ends, pads all to one length, and copies the whole
-cache at each step. Here a row that ends leaves its slot of the key/value cache to a prompt that was read beforehand
-(continuous batching, Yu et al. 2022, "Orca"), so that a step gives a token to as many rows as there are slots. A slot
-holds its row from the first column on, without padding: a new key is written in place where the row ends, and
-attention sees no more columns than the longest row of the moment has.
+cache at each step. Here a row that ends leaves its slot of the key/value cache to the next prompt (continuous
+batching, Yu et al. 2022, "Orca"). A slot holds its row from the first column on, without padding: keys are written in
+place, and attention sees no more columns than the longest row of the moment has. Long prompts are read in pieces, so
+that the other rows get their tokens meanwhile (chunked prefill, Agrawal et al. 2023, "Sarathi").
+
+Evaluation (`decode`) and the server step the same `Batch`.
 """
 
-from collections import deque
-from collections.abc import Iterator, Sequence
+import itertools
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from transformers import Cache, DynamicCache
+from transformers import Cache
 
 from hfkit.errors import HfkitError
-from hfkit.inference.batches import padded
 from hfkit.model.modeling_hfkit import CACHE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+READ_AT_ONCE = 16_384  # tokens of prompts in one forward pass
+LEAST_PREFIX = 16  # tokens; to read fewer again costs less than to look for them
 
 
 class Rules(NamedTuple):
@@ -52,10 +57,10 @@ class Rules(NamedTuple):
         """The next token of each row.
 
         Args:
-            logits: (rows, vocabulary)
+            logits: (rows, vocabulary), float32; written to
             ages: how many tokens each row has been given.
         """
-        scores = logits.float()
+        scores = logits
         young = [row for row, age in enumerate(ages) if age < self.min_new_tokens]
         if young and self.ends:
             scores[torch.tensor(young)[:, None], torch.tensor(self.ends)] = -torch.inf
@@ -67,131 +72,293 @@ class Rules(NamedTuple):
 
 
 class Row:
-    """A prompt in the loop, and the tokens that it was given."""
+    """A prompt in the batch, and the tokens that it was given.
 
-    def __init__(self, index: int, prompt: list[int], room: int):
-        self.index, self.prompt, self.room = index, prompt, room
+    Args:
+        room: the most tokens that it may be given.
+        ends: the tokens that end it.
+        index: which prompt it is, of those given to `decode`.
+
+    Attributes:
+        read: how many tokens of the prompt have keys.
+    """
+
+    def __init__(self, prompt: list[int], room: int, ends: Sequence[int], index: int = 0):
+        self.prompt, self.room, self.ends, self.index = prompt, room, frozenset(ends), index
         self.tokens: list[int] = []
+        self.read = 0
 
     @property
     def cached(self) -> int:
-        """How many of its tokens have keys: all but the last."""
-        return len(self.prompt) + len(self.tokens) - 1
+        """How many of its tokens have keys: of those that it was given, all but the last."""
+        return self.read + max(len(self.tokens) - 1, 0)
 
-    def is_done(self, ends: list[int]) -> bool:
-        return len(self.tokens) == self.room or self.tokens[-1] in ends
+    @property
+    def is_done(self) -> bool:
+        return bool(self.tokens) and (len(self.tokens) >= self.room or self.tokens[-1] in self.ends)
 
 
 class Slots(Cache):
-    """Keys and values of up to `count` rows, each from its slot's first column on; a slot is `length` columns long."""
+    """Keys and values of up to `count` rows, each from its slot's first column on; a slot is `length` columns long.
+
+    One more column takes what is written for padding, and is never read.
+    """
 
     def __init__(self, count: int, length: int):
         super().__init__(layers=[])
         self.count, self.length = count, length
         self.states: list[list[torch.Tensor]] = []  # of each layer keys and values, (slots, heads, columns, head_dim)
-        self.rows = self.places = torch.zeros(0, dtype=torch.long)  # the live slots, and where their next keys go
+        self.slots: slice | torch.Tensor = slice(0)  # of the next forward pass
+        self.rows = self.columns = torch.zeros(0, 1, dtype=torch.long)  # the same, and where its keys go
         self.width = 0  # of what attention sees
 
-    def enter(self, slot: int, read: DynamicCache, place: int, tokens: int) -> None:
-        """Take over the last `tokens` columns of a row that was read."""
-        if not self.states:
-            self.states = [
-                [each.new_zeros(self.count, each.shape[1], self.length, each.shape[3]) for each in (keys, values)]
-                for keys, values, *_ in read
-            ]
-        for (keys, values), layer in zip(self.states, read.layers, strict=True):
-            keys[slot, :, :tokens] = layer.keys[place, :, -tokens:]
-            values[slot, :, :tokens] = layer.values[place, :, -tokens:]
-
-    def move(self, source: int, target: int, tokens: int) -> None:
-        for keys, values in self.states:
-            keys[target, :, :tokens] = keys[source, :, :tokens]
-            values[target, :, :tokens] = values[source, :, :tokens]
-
-    def expect(self, places: torch.Tensor, width: int) -> None:
-        """What the next step writes: one token to each of the first rows, at these columns."""
-        self.rows, self.places, self.width = torch.arange(len(places), device=places.device), places, width
+    def expect(self, slots: list[int], columns: torch.Tensor, width: int) -> None:
+        """Set what the next forward pass writes: to these slots, at these columns (rows, tokens)."""
+        indices = torch.tensor(slots, device=columns.device)
+        is_range = slots == [*range(slots[0], slots[0] + len(slots))]
+        self.slots = slice(slots[0], slots[-1] + 1) if is_range else indices  # a slice copies nothing
+        self.rows, self.columns, self.width = indices[:, None], columns, width
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write the keys and values (rows, heads, 1, head_dim) of a step; return those of all tokens."""
-        keys, values = self.states[layer_idx]
-        # In the dtype of what was read: under autocast keys and values may differ, and DynamicCache makes one of them.
-        keys[self.rows, :, self.places] = key_states[:, :, 0].to(keys.dtype)
-        values[self.rows, :, self.places] = value_states[:, :, 0].to(values.dtype)
-        return keys[: len(self.rows), :, : self.width], values[: len(self.rows), :, : self.width]
+        """Write the keys and values (rows, heads, tokens, head_dim) of a step; return those of all tokens."""
+        new = (key_states, value_states)
+        if len(self.states) == layer_idx:  # all in the dtype of keys: under autocast that of values may be another
+            shapes = [(self.count, state.shape[1], self.length + 1, state.shape[3]) for state in new]
+            self.states.append([key_states.new_zeros(shape) for shape in shapes])
+        for state, values in zip(self.states[layer_idx], new, strict=True):
+            state[self.rows, :, self.columns] = values.transpose(1, 2).to(state.dtype)
+        keys, values = (state[self.slots, :, : self.width] for state in self.states[layer_idx])
+        return keys, values
+
+    def move(self, source: int, target: int, columns: int) -> None:
+        for state in itertools.chain(*self.states):
+            state[target, :, :columns] = state[source, :, :columns]
+
+    def copied(self, slot: int, columns: int) -> list[torch.Tensor]:
+        """Return the first columns of a slot: of each layer keys and values, (heads, columns, head_dim)."""
+        return [state[slot, :, :columns].clone() for state in itertools.chain(*self.states)]
+
+    def put(self, slot: int, copied: list[torch.Tensor], columns: int) -> None:
+        """Write the first columns of what `copied` returned."""
+        for state, source in zip(itertools.chain(*self.states), copied, strict=True):
+            state[slot, :, :columns] = source[:, :columns]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.width - 1
+        return self.width - self.columns.shape[1]
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         return self.width, 0
 
 
+class Prefixes:
+    """Keys and values of the last rows that left, for prompts that begin like them.
+
+    Args:
+        room: of how many rows.
+    """
+
+    def __init__(self, room: int):
+        self.room = room
+        self.known: OrderedDict[tuple[int, ...], list[torch.Tensor]] = OrderedDict()  # the last used at the end
+
+    def keep(self, tokens: tuple[int, ...], copied: Callable[[], list[torch.Tensor]]) -> None:
+        if not self.room or len(tokens) < LEAST_PREFIX:
+            return
+        for other in [other for other in self.known if tokens[: len(other)] == other]:
+            del self.known[other]
+        self.known[tokens] = copied()
+        if len(self.known) > self.room:
+            self.known.popitem(last=False)
+
+    def longest(self, prompt: list[int]) -> tuple[int, list[torch.Tensor]]:
+        """Return how many tokens of a prompt are known, all but the last at most, and what holds them."""
+        length, best = max(((_common(known, prompt), known) for known in self.known), default=(0, ()))
+        length = min(length, len(prompt) - 1)
+        if length < LEAST_PREFIX:
+            return 0, []
+        self.known.move_to_end(best)
+        return length, self.known[best]
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """Return with how many equal tokens two sequences begin."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((place for place, (one, other) in pairs if one != other), min(len(first), len(second)))
+
+
+class Batch:
+    """Rows that a model writes side by side.
+
+    Args:
+        model: a decoder that takes any cache, in evaluation mode. Call `step` without gradients.
+        choose: from logits (rows, vocabulary), float32, and their rows to the next token of each.
+        count: how many rows there may be at once.
+        length: how many tokens a prompt and its answer may have together.
+        together: how many rows wait for each other to be read at once, where there are so many.
+        pad_token_id: what is read in place of nothing.
+        prefixes: of how many rows that left the keys are kept.
+
+    Attributes:
+        piece: how many tokens of prompts are read between two steps of the rows that are written.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        choose: Callable[[torch.Tensor, list[Row]], list[int]],
+        count: int,
+        length: int,
+        together: int = 1,
+        pad_token_id: int = 0,
+        prefixes: int = 0,
+    ):
+        self.model, self.choose, self.together, self.pad_token_id = model, choose, together, pad_token_id
+        self.slots, self.prefixes, self.piece = Slots(count, length), Prefixes(prefixes), READ_AT_ONCE
+        self.pending: deque[Row] = deque()
+        self.rows: list[Row] = []  # by their slots
+        self.reading: deque[Row] = deque()  # those of them whose prompts are not read to the end
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self.rows or self.pending)
+
+    def add(self, row: Row) -> None:
+        """Let a row join as soon as there is a slot."""
+        self.pending.append(row)
+
+    def drop(self, row: Row) -> None:
+        """Let a row leave at once, whatever it was given."""
+        if row in self.pending:
+            self.pending.remove(row)
+        elif row in self.rows:
+            self._leave(self.rows.index(row))
+
+    def step(self) -> list[Row]:
+        """Give each row whose prompt is read a token, and read a piece of the other prompts.
+
+        Returns:
+            The rows with a new token. Those of them that are done have left.
+        """
+        written = [row for row in self.rows if row.tokens]
+        self._admit()
+        if written:
+            self._write(written)
+        if self.reading:
+            written += self._read(self.piece if written else READ_AT_ONCE)
+        for row in [row for row in written if row.is_done]:
+            self._leave(self.rows.index(row))
+        return written
+
+    def _admit(self) -> None:
+        free = self.slots.count - len(self.rows)
+        if self.rows and free < min(self.together, len(self.pending)):
+            return
+        for _ in range(min(free, len(self.pending))):
+            row = self.pending.popleft()
+            row.read, copied = self.prefixes.longest(row.prompt)
+            if copied:
+                self.slots.put(len(self.rows), copied, row.read)
+            self.rows.append(row)
+            self.reading.append(row)
+
+    def _leave(self, slot: int) -> None:
+        row = self.rows[slot]
+        if row in self.reading:
+            self.reading.remove(row)
+        else:
+            self.prefixes.keep((*row.prompt, *row.tokens[:-1]), lambda: self.slots.copied(slot, row.cached))
+        last = self.rows.pop()
+        if last is not row:  # the last row moves to the slot, so that the rows stay side by side
+            self.slots.move(len(self.rows), slot, last.cached)
+            self.rows[slot] = last
+
+    def _write(self, rows: list[Row]) -> None:
+        """Give rows their next tokens. Rows between them that are not read yet are padding."""
+        slots = [*range(self.rows.index(rows[-1]) + 1)]
+        logits = self._logits(slots, [self.rows[slot].tokens[-1:] for slot in slots])
+        is_written = [bool(self.rows[slot].tokens) for slot in slots]
+        self._give(logits if all(is_written) else logits[is_written], rows)
+
+    def _read(self, budget: int) -> list[Row]:
+        """Read at most `budget` tokens of prompts, in turn. Return the rows that are read to the end."""
+        rows: list[Row] = []
+        tokens = 0  # of each
+        for row in self.reading:
+            longest = max(tokens, min(budget, len(row.prompt) - row.read))
+            if rows and longest * (len(rows) + 1) > budget:
+                break
+            rows, tokens = [*rows, row], longest
+        slots = [self.rows.index(row) for row in rows]
+        pieces = [row.prompt[row.read : row.read + tokens] for row in rows]
+        logits = self._logits(slots, pieces)
+        for row, piece in zip(rows, pieces, strict=True):
+            self.reading.popleft()
+            row.read += len(piece)
+            if row.read < len(row.prompt):
+                self.reading.append(row)
+        is_read = [row.read == len(row.prompt) for row in rows]
+        done = list(itertools.compress(rows, is_read))
+        if done:
+            self._give(logits if all(is_read) else logits[is_read], done)
+        return done
+
+    def _give(self, logits: torch.Tensor, rows: list[Row]) -> None:
+        for row, token in zip(rows, self.choose(logits.float(), rows), strict=True):
+            row.tokens.append(token)
+
+    def _logits(self, slots: list[int], pieces: list[list[int]]) -> torch.Tensor:
+        """Read some tokens more of the rows of these slots.
+
+        Returns:
+            (rows, vocabulary), after the last token of each.
+        """
+        device, tokens = self.model.device, max(map(len, pieces))
+        starts = [self.rows[slot].cached for slot in slots]
+        gaps = [tokens - len(piece) for piece in pieces]  # padding on the left
+        gap = [self.pad_token_id] * tokens
+        ids = torch.tensor([gap[:size] + piece for size, piece in zip(gaps, pieces, strict=True)], device=device)
+        ends = torch.tensor([start + len(piece) for start, piece in zip(starts, pieces, strict=True)], device=device)
+        counted = torch.arange(-tokens, 0, device=device)  # from the end
+        positions = ends[:, None] + counted  # (rows, tokens)
+        is_padding = -counted > torch.tensor([len(piece) for piece in pieces], device=device)[:, None]
+        columns, positions = positions.masked_fill(is_padding, self.slots.length), positions.masked_fill(is_padding, 0)
+        width = max(start + len(piece) for start, piece in zip(starts, pieces, strict=True) if piece)
+        self.slots.expect(slots, columns, width)
+        mask = None  # whole prompts of one length need none
+        if any(gaps) or any(starts):
+            mask = (torch.arange(width, device=device) <= positions[..., None])[
+                :, None
+            ]  # (rows, heads, tokens, width)
+        if mask is not None and self.model.config._attn_implementation != "sdpa":
+            mask = torch.where(mask, 0.0, torch.finfo(self.model.dtype).min).to(self.model.dtype)  # as eager adds it
+        inputs: Any = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, CACHE: self.slots}
+        return self.model(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1]
+
+
 def decode(
     model: "PreTrainedModel", prompts: Sequence[list[int]], rules: Rules, batch_size: int
 ) -> Iterator[tuple[int, list[int]]]:
-    """The new tokens of each prompt with its index, in the order in which they end.
+    """Yield the new tokens of each prompt with its index, in the order in which they end.
 
-    Half a batch of prompts is read at once and waits for slots, so there are keys for up to 1.5 batches. Prompts are
-    best sorted by length, the longest first. Sampling draws from torch's generator, step by step for all rows: with
-    another batch size or number of processes the draws fall to other rows.
+    Half a batch of prompts is read at once, so there are keys for up to 1.5 batches. Prompts are best sorted by
+    length, the longest first. Sampling draws from torch's generator, step by step for all rows: with another batch
+    size or number of processes the draws fall to other rows.
 
     Args:
         model: a decoder that takes any cache, in evaluation mode and without gradients.
         prompts: token ids; none may be empty.
     """
-    pending = deque(Row(index, prompt, rules.room(prompt)) for index, prompt in enumerate(prompts))
-    slots = Slots(min(batch_size, len(pending)), max((len(row.prompt) + row.room for row in pending), default=0))
-    waiting: deque[tuple[Row, DynamicCache, int]] = deque()
-    live: list[Row] = []
-    while live or waiting or pending:
-        while len(live) < batch_size and (waiting or pending):
-            if not waiting:
-                group = [pending.popleft() for _ in range(min(-(-batch_size // 2), len(pending)))]
-                read = _read(model, group, rules)
-                waiting.extend((row, read, place) for place, row in enumerate(group))
-            row, read, place = waiting.popleft()
-            if row.is_done(rules.ends):
-                yield row.index, row.tokens
-            else:
-                slots.enter(len(live), read, place, row.cached)
-                live.append(row)
-        if live:
-            _step(model, live, slots, rules)
-        for slot in reversed(range(len(live))):
-            row = live[slot]
-            if row.is_done(rules.ends):
-                yield row.index, row.tokens
-                last = live.pop()
-                if last is not row:  # the last row moves to the slot, so that the live ones stay together
-                    slots.move(len(live), slot, last.cached)
-                    live[slot] = last
-
-
-def _read(model: "PreTrainedModel", rows: list[Row], rules: Rules) -> DynamicCache:
-    """Read the prompts of rows, give each its first token, and return their keys and values, padded on the left."""
-    ids, mask = (each.to(model.device) for each in padded([row.prompt for row in rows], rules.pad_token_id, "left"))
-    read = DynamicCache(config=model.config)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    _forward(model, rows, rules, input_ids=ids, attention_mask=mask, position_ids=positions, **{CACHE: read})
-    return read
-
-
-def _step(model: "PreTrainedModel", rows: list[Row], slots: Slots, rules: Rules) -> None:
-    """Give each row its next token."""
-    device, width = model.device, max(row.cached for row in rows) + 1
-    ids = torch.tensor([row.tokens[-1:] for row in rows], device=device)
-    places = torch.tensor([[row.cached] for row in rows], device=device)
-    mask = torch.arange(width, device=device) <= places  # (rows, width)
-    if model.config._attn_implementation == "sdpa":
-        mask = mask[:, None, None]  # as the model would make it, (rows, heads, query, width)
-    slots.expect(places[:, 0], width)
-    _forward(model, rows, rules, input_ids=ids, attention_mask=mask, position_ids=places, **{CACHE: slots})
-
-
-def _forward(model: "PreTrainedModel", rows: list[Row], rules: Rules, **inputs: Any) -> None:
-    logits = model(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1]  # (rows, vocabulary)
-    for row, token in zip(rows, rules.choose(logits, [len(row.tokens) for row in rows]), strict=True):
-        row.tokens.append(token)
+    rows = [Row(prompt, rules.room(prompt), rules.ends, index) for index, prompt in enumerate(prompts)]
+    batch = Batch(
+        model,
+        lambda logits, rows: rules.choose(logits, [len(row.tokens) for row in rows]),
+        count=min(batch_size + batch_size // 2, len(rows)),
+        length=max((len(row.prompt) + row.room for row in rows), default=0),
+        together=-(-batch_size // 2),
+        pad_token_id=rules.pad_token_id,
+    )
+    batch.pending.extend(rows)
+    while batch.is_busy:
+        yield from ((row.index, row.tokens) for row in batch.step() if row.is_done)
