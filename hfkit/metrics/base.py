@@ -38,17 +38,17 @@ class Statistics:
         return self.combine(self.values.sum(axis=0))
 
     def row_scores(self) -> list[dict[str, float]]:
-        """The scores of every row by itself."""
+        """Return the scores of every row by itself."""
         return [self.combine(row) for row in self.values]
 
     def intervals(self, samples: int = 1000, seed: int = 0, level: float = 0.95) -> dict[str, tuple[float, float]]:
-        """The bootstrap interval of each score, see `bootstrap`."""
+        """Return the bootstrap interval of each score, see `bootstrap`."""
         return bootstrap(self.values, self.combine, samples, seed, level)
 
     def against(
         self, other: "Statistics", samples: int = 1000, seed: int = 0, level: float = 0.95
     ) -> dict[str, Difference]:
-        """What these predictions have over others of the same rows, see `paired_test`.
+        """Return what these predictions have over others of the same rows, see `paired_test`.
 
         Raises:
             HfkitError: the others were scored otherwise.
@@ -81,7 +81,7 @@ class RowMetric(evaluate.Metric):
         self._last: Statistics | None = None
 
     def statistics(self, predictions: Sequence[Any], references: Any = None, **options: Any) -> Statistics:
-        """The statistics of rows, for scores, row scores, intervals and paired tests at the cost of one.
+        """Return the statistics of rows, for scores, row scores, intervals and paired tests at the cost of one.
 
         Args:
             predictions: one a row.
@@ -99,14 +99,15 @@ class RowMetric(evaluate.Metric):
         return self._last
 
     def signature(self, **options: Any) -> str:
-        """How scores were made, as sacrebleu tells it: of the last ones, or with options, as far as they tell."""
+        """Return how scores were made, as sacrebleu tells it: of the last ones, or with options, as far as they
+        tell."""
         self._check_options(options)
         if self._last is not None and not options:
             return self._last.signature
         return self._signature(self._all_options(options), None, None)
 
     def compute(self, *, predictions: Any = None, references: Any = None, **options: Any) -> Metrics | None:
-        """The scores, with the arguments, keys and scale of the `evaluate` metric of the same name."""
+        """Return the scores, with the arguments, keys and scale of the `evaluate` metric of the same name."""
         self._check_options(options)
         if predictions is not None:
             self.add_batch(predictions=predictions, references=references)
@@ -115,7 +116,7 @@ class RowMetric(evaluate.Metric):
         return super().compute(**options)
 
     def add_batch(self, *, predictions: Any = None, references: Any = None, **others: Any) -> None:
-        """Adds rows to those that `compute` scores."""
+        """Add rows to those that `compute` scores."""
         predictions, references = self._checked(predictions, references)
         if not predictions:
             return
@@ -123,7 +124,7 @@ class RowMetric(evaluate.Metric):
         super().add_batch(**{name: columns[name] for name in self._feature_names()}, **others)
 
     def add(self, *, prediction: Any = None, reference: Any = None, **others: Any) -> None:
-        """Adds a row to those that `compute` scores."""
+        """Add a row to those that `compute` scores."""
         self.add_batch(predictions=[prediction], references=None if reference is None else [reference], **others)
 
     def _info(self) -> evaluate.MetricInfo:
@@ -140,7 +141,8 @@ class RowMetric(evaluate.Metric):
         return statistics.details() if statistics.details else statistics.scores()
 
     def _signature(self, options: Json, references: list[Any] | None, tokenizers: str | None) -> str:
-        """name:value of the number of references and of the options that are set, `tokenize` as sacrebleu's `tok`."""
+        """Return name:value of the number of references and of the options that are set, `tokenize` as sacrebleu's
+        `tok`."""
         pairs = {"nrefs": nrefs(references)} if "references" in self._feature_names() else {}
         pairs |= {name: value for name, value in options.items() if value is not None and name != "tokenize"}
         if "tokenize" in options:
@@ -149,9 +151,9 @@ class RowMetric(evaluate.Metric):
         return "|".join([self.name, *(f"{name}:{_in_words(value)}" for name, value in pairs.items())])
 
     def _all_options(self, options: Json) -> Json:
-        """The options with the defaults of those that are not given."""
+        """Return the options with the defaults of those that are not given."""
         known = list(inspect.signature(self._statistics).parameters.values())[2:]
-        return {each.name: options.get(each.name, each.default) for each in known}
+        return {option.name: options.get(option.name, option.default) for option in known}
 
     def _check_options(self, options: Json) -> None:
         known = self._all_options({})
@@ -160,13 +162,13 @@ class RowMetric(evaluate.Metric):
                 raise HfkitError(f'{self.name}: has no option "{name}", {did_you_mean(name, known)}')
 
     def _checked(self, predictions: Any, references: Any) -> tuple[list[Any], list[Any]]:
-        """Predictions, and to each a list of references."""
+        """Return predictions, and to each a list of references."""
         predictions = listed("predictions", predictions)
         for row, prediction in enumerate(predictions, 1):
             _check_text("predictions", row, prediction)
         if "references" not in self._feature_names():
             return predictions, []
-        references = [[each] if isinstance(each, str) else each for each in listed("references", references)]
+        references = [[entry] if isinstance(entry, str) else entry for entry in listed("references", references)]
         check_counts(predictions, references)
         for row, several in enumerate(references, 1):
             if not isinstance(several, (list, tuple)):
@@ -186,7 +188,7 @@ class RowMetric(evaluate.Metric):
 
 
 def check_counts(predictions: list[Any], references: list[Any]) -> None:
-    """Raises an HfkitError where there are not as many references as predictions."""
+    """Raise an HfkitError where there are not as many references as predictions."""
     if len(predictions) != len(references):
         raise HfkitError(
             f"references: {len(references)} for {len(predictions)} predictions, must be as many; "
@@ -195,13 +197,13 @@ def check_counts(predictions: list[Any], references: list[Any]) -> None:
 
 
 def nrefs(references: list[Any] | None) -> int | str:
-    """How many references rows have, in sacrebleu's words: `var` where that differs or is not known."""
+    """Return how many references rows have, in sacrebleu's words: `var` where that differs or is not known."""
     numbers = {len(several) if isinstance(several, list) else 1 for several in references or []}
     return numbers.pop() if len(numbers) == 1 else "var"
 
 
 def listed(name: str, values: object) -> list[Any]:
-    """The entries of rows, whatever holds them; raises an HfkitError where it is no list of any kind."""
+    """Return the entries of rows, whatever holds them; raises an HfkitError where it is no list of any kind."""
     if values is None or isinstance(values, (str, bytes, dict)) or not hasattr(values, "__iter__"):
         raise HfkitError(f"{name}: must be a list with one entry a row, got {shown(values)}")
     return list(values)

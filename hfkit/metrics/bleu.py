@@ -13,7 +13,7 @@ from hfkit.metrics.base import RowMetric, Statistics, nrefs
 
 
 def _tokenizer_names(tokenize: str, references: list[Any]) -> list[str]:
-    """sacrebleu's tokenizer of each row."""
+    """Return sacrebleu's tokenizer of each row."""
     names = [scripts.bleu_name(several) if tokenize == "auto" else tokenize for several in references]
     for name in set(names):
         scripts.bleu_tokenizer(name)  # tells of one that is not known or not installed
@@ -38,7 +38,7 @@ class Bleu(RowMetric):
         smooth: bool = False,
         tokenize: str = "auto",
     ) -> Statistics:
-        """Lengths of prediction and reference, then matches of each order, then n-grams of each order.
+        """Return lengths of prediction and reference, then matches of each order, then n-grams of each order.
 
         Args:
             tokenizer: what makes tokens of a text.
@@ -57,7 +57,7 @@ class Bleu(RowMetric):
             cuts = [tokenizer] * len(predictions)
             signature = self._signature(options | {"tokenizer": tokenizer}, references, None)
         values = [
-            _matches(list(cut(prediction)), [list(cut(each)) for each in several], max_order)
+            _matches(list(cut(prediction)), [list(cut(reference)) for reference in several], max_order)
             for cut, prediction, several in zip(cuts, predictions, references, strict=True)
         ]
 
@@ -71,9 +71,9 @@ class Bleu(RowMetric):
 def _matches(predicted: list[str], references: list[list[str]], max_order: int) -> list[int]:
     matched = []
     for order in range(1, max_order + 1):
-        found = [scripts.ngrams(reference, order) for reference in references]
+        candidates = [scripts.ngrams(reference, order) for reference in references]
         counts = scripts.ngrams(predicted, order).items()
-        matched.append(sum(min(count, max(reference[ngram] for reference in found)) for ngram, count in counts))
+        matched.append(sum(min(count, max(reference[ngram] for reference in candidates)) for ngram, count in counts))
     possible = [max(0, len(predicted) - order) for order in range(max_order)]
     return [len(predicted), min(map(len, references)), *matched, *possible]
 
@@ -120,7 +120,7 @@ class Sacrebleu(RowMetric):
         tokenize: str | None = "auto",
         use_effective_order: bool = True,
     ) -> Statistics:
-        """sacrebleu's: lengths of prediction and reference, matches of each order, n-grams of each order.
+        """Return sacrebleu's: lengths of prediction and reference, matches of each order, n-grams of each order.
 
         Args:
             smooth_method: of precisions of 0: `exp`, `floor`, `add-k` or `none` (Chen and Cherry 2014).
@@ -171,8 +171,8 @@ class Sacrebleu(RowMetric):
     def _signature(self, options: Json, references: list[Any] | None, tokenizers: str | None) -> str:
         from sacrebleu.metrics.bleu import BLEU
 
-        kept = {name: options[name] for name in ("smooth_method", "smooth_value", "lowercase")}
-        scorer = BLEU(effective_order=options["use_effective_order"], **kept)
+        scorer_options = {name: options[name] for name in ("smooth_method", "smooth_value", "lowercase")}
+        scorer = BLEU(effective_order=options["use_effective_order"], **scorer_options)
         return _sacrebleu_signature(self.name, scorer, references, tok=options["tokenize"] or "auto")
 
 
@@ -193,7 +193,7 @@ class Chrf(RowMetric):
         whitespace: bool = False,
         eps_smoothing: bool = False,
     ) -> Statistics:
-        """sacrebleu's: of each order the n-grams of prediction and best reference, and the matches.
+        """Return sacrebleu's: of each order the n-grams of prediction and best reference, and the matches.
 
         Args:
             char_order: the longest n-grams of characters.
@@ -204,8 +204,8 @@ class Chrf(RowMetric):
             eps_smoothing: whether orders without n-grams count as almost 0.
         """
         orders = {"char_order": char_order, "word_order": word_order, "beta": beta}
-        kept = {"lowercase": lowercase, "whitespace": whitespace, "eps_smoothing": eps_smoothing}
-        scorer = _chrf(orders | kept)
+        settings = {"lowercase": lowercase, "whitespace": whitespace, "eps_smoothing": eps_smoothing}
+        scorer = _chrf(orders | settings)
         array = np.array(_extracted(scorer, predictions, references, range(len(predictions))), dtype=np.float64)
 
         def combine(sums: np.ndarray) -> dict[str, float]:
@@ -228,14 +228,15 @@ def _chrf(options: Json) -> Any:
 
 
 def _extracted(scorer: Any, predictions: list[str], references: list[Any], rows: Sequence[int]) -> list[list[int]]:
-    """sacrebleu's statistics of rows. It wants references by their number in a row, None where a row has fewer."""
+    """Return sacrebleu's statistics of rows. It wants references by their number in a row, None where a row has
+    fewer."""
     most = max(len(references[row]) for row in rows)
-    padded = [[(references[row] + [None] * most)[place] for row in rows] for place in range(most)]
+    padded = [[(references[row] + [None] * most)[position] for row in rows] for position in range(most)]
     return scorer._extract_corpus_statistics([predictions[row] for row in rows], padded)
 
 
 def _sacrebleu_signature(name: str, scorer: Any, references: list[Any] | None, **changed: str) -> str:
-    """sacrebleu's own, with the metric's name before it as in its reports."""
+    """Return sacrebleu's own, with the metric's name before it as in its reports."""
     count = nrefs(references)
     scorer.num_refs = -1 if count == "var" else count
     signature = scorer.get_signature()
@@ -245,5 +246,5 @@ def _sacrebleu_signature(name: str, scorer: Any, references: list[Any] | None, *
 
 
 def _at_most_100(score: float) -> float:
-    """A score without the last digit's rounding: 100.00000000000004 is 100."""
+    """Return a score without the last digit's rounding: 100.00000000000004 is 100."""
     return min(float(score), 100.0)

@@ -125,14 +125,14 @@ CATALOGUE = (
     Metric("distinct", "texts", ("distinct_1", "distinct_2"), "text:Distinct", cuts_words=True),
 )
 # What `load_metric` gives: what recipes name, but for `bleu`, which is that of `evaluate`.
-OF_PYTHON = {each.name: each.implementation for each in CATALOGUE if each.implementation} | {
+OF_PYTHON = {entry.name: entry.implementation for entry in CATALOGUE if entry.implementation} | {
     "bleu": "bleu:Bleu",
     "sacrebleu": "bleu:Sacrebleu",
 }
 
 
 def load_metric(name: str, **settings: Any) -> "RowMetric":
-    """A metric by its name, as `evaluate.load` but with no network.
+    """Return a metric by its name, as `evaluate.load` but with no network.
 
     Args:
         name: one of `OF_PYTHON`.
@@ -146,9 +146,9 @@ def load_metric(name: str, **settings: Any) -> "RowMetric":
     return implementation(OF_PYTHON[name], **settings)
 
 
-def implementation(place: str, **settings: Any) -> "RowMetric":
-    """The metric `module:Class` of this package, imported when asked for: `evaluate` alone takes seconds."""
-    module, _, kind = place.partition(":")
+def implementation(target: str, **settings: Any) -> "RowMetric":
+    """Return the metric `module:Class` of this package, imported when asked for: `evaluate` alone takes seconds."""
+    module, _, kind = target.partition(":")
     return getattr(importlib.import_module(f"hfkit.metrics.{module}"), kind)(**settings)
 
 
@@ -156,36 +156,36 @@ def implementation(place: str, **settings: Any) -> "RowMetric":
 
 
 def named(names: Collection[str]) -> list[Metric]:
-    """The entries of some metrics, in the order of the names."""
-    by_name = {each.name: each for each in CATALOGUE}
+    """Return the entries of some metrics, in the order of the names."""
+    by_name = {entry.name: entry for entry in CATALOGUE}
     return [by_name[name] for name in names]
 
 
 def fitting(kinds: Collection[str]) -> list[str]:
-    """The names of the metrics that fit a task, which is measured by these kinds."""
-    return [each.name for each in CATALOGUE if each.made_of in kinds]
+    """Return the names of the metrics that fit a task, which is measured by these kinds."""
+    return [entry.name for entry in CATALOGUE if entry.made_of in kinds]
 
 
 def made_of(kind: str, names: Collection[str]) -> list[str]:
-    """Of some metrics those that are made of `texts`, `classes` or `likelihood`."""
-    return [each.name for each in named(names) if each.made_of == kind]
+    """Return, of some metrics, those that are made of `texts`, `classes` or `likelihood`."""
+    return [entry.name for entry in named(names) if entry.made_of == kind]
 
 
 def score_names(names: Collection[str], is_multi_label: bool | None = False) -> list[str]:
-    """The names of the scores that some metrics give.
+    """Return the names of the scores that some metrics give.
 
     Args:
         is_multi_label: whether rows have lists of classes; None where that is not known yet.
     """
-    found: list[str] = []
-    for each in named(names):
-        found += each.scores if not is_multi_label or not each.multi_label else ()
-        found += each.multi_label if is_multi_label is not False else ()
-    return list(dict.fromkeys(found))
+    scores: list[str] = []
+    for entry in named(names):
+        scores += entry.scores if not is_multi_label or not entry.multi_label else ()
+        scores += entry.multi_label if is_multi_label is not False else ()
+    return list(dict.fromkeys(scores))
 
 
 def scores_of_training(kinds: Collection[str], is_multi_label: bool | None = False) -> list[str]:
-    """What a training measures on its test split.
+    """Return what a training measures on its test split.
 
     Args:
         kinds: those that its task is measured by.
@@ -200,19 +200,19 @@ def scores_of_training(kinds: Collection[str], is_multi_label: bool | None = Fal
 
 
 def of_answers() -> list[str]:
-    """The scores of the texts that a model writes during its training."""
-    return [score for each in CATALOGUE for score in each.in_training]
+    """Return the scores of the texts that a model writes during its training."""
+    return [score for entry in CATALOGUE for score in entry.in_training]
 
 
 def on_hub() -> dict[str, str]:
-    """The scores that stand in a model's index, and the Hub's names for what they are."""
-    return {score: name for each in CATALOGUE for score, name in each.on_hub.items()}
+    """Return the scores that stand in a model's index, and the Hub's names for what they are."""
+    return {score: name for entry in CATALOGUE for score, name in entry.on_hub.items()}
 
 
 def qualities() -> list[str]:
-    """Which score stands for a model's quality: the first of these that was taken."""
-    return [score for _, score in sorted(each.quality for each in CATALOGUE if each.quality is not None)]
+    """Return which score stands for a model's quality: the first of these that was taken."""
+    return [score for _, score in sorted(entry.quality for entry in CATALOGUE if entry.quality is not None)]
 
 
 def is_lower_better(score: str) -> bool:
-    return any(score in each.scores for each in CATALOGUE if each.lower_is_better)
+    return any(score in entry.scores for entry in CATALOGUE if entry.lower_is_better)

@@ -23,7 +23,7 @@ class Difference(NamedTuple):
 def bootstrap(
     statistics: np.ndarray, combine: Combine, samples: int = 1000, seed: int = 0, level: float = 0.95
 ) -> dict[str, tuple[float, float]]:
-    """The percentile bootstrap interval of every score, over rows (Efron 1979; for BLEU, Koehn 2004).
+    """Return the percentile bootstrap interval of every score, over rows (Efron 1979; for BLEU, Koehn 2004).
 
     Args:
         statistics: (rows, k), whose sums over rows make the scores: of a likelihood, nats, tokens and bytes.
@@ -46,7 +46,7 @@ def bootstrap(
 def paired_test(
     a: np.ndarray, b: np.ndarray, combine: Combine, samples: int = 1000, seed: int = 0, level: float = 0.95
 ) -> dict[str, Difference]:
-    """Whether system b scores otherwise than system a on the same rows.
+    """Return whether system b scores otherwise than system a on the same rows.
 
     The interval of the difference is from the paired bootstrap, which draws the same rows for both (Koehn 2004). The
     p-value is two-sided and from approximate randomisation (Noreen 1989; Riezler and Maxwell 2005): how often systems
@@ -90,15 +90,15 @@ def _differences(a: np.ndarray, b: np.ndarray, combine: Combine) -> dict[str, fl
 
 
 def _draws(rows: int, samples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each row is drawn, (some, rows) at a time: with these, sums over drawn rows are one product."""
+    """Yield how often each row is drawn, (some, rows) at a time: with these, sums over drawn rows are one product."""
     generator = np.random.default_rng(seed)
     for some in _parts(rows, samples):
-        places = generator.integers(rows, size=(some, rows)) + np.arange(some)[:, None] * rows
-        yield np.bincount(places.ravel(), minlength=some * rows).reshape(some, rows).astype(np.float64)
+        indices = generator.integers(rows, size=(some, rows)) + np.arange(some)[:, None] * rows
+        yield np.bincount(indices.ravel(), minlength=some * rows).reshape(some, rows).astype(np.float64)
 
 
 def _swaps(rows: int, samples: int, seed: int) -> Iterator[np.ndarray]:
-    """Which rows are swapped, (some, rows) of 0 and 1 at a time."""
+    """Yield which rows are swapped, (some, rows) of 0 and 1 at a time."""
     generator = np.random.default_rng([seed, 1])  # other numbers than the draws'
     for some in _parts(rows, samples):
         yield generator.integers(2, size=(some, rows)).astype(np.float64)

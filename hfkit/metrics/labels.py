@@ -39,30 +39,30 @@ class LabelMetric(RowMetric):
 
 
 def labels_of(name: str, values: object) -> list[Any]:
-    """Classes as texts or as whole numbers, or as lists of texts, whatever array they come in.
+    """Return classes as texts or as whole numbers, or as lists of texts, whatever array they come in.
 
     Raises:
         HfkitError: a value is none of these, or they are mixed.
     """
-    found: list[Any] = []
+    labels: list[Any] = []
     for row, value in enumerate(listed(name, values), 1):
         value = value.item() if np.ndim(value) == 0 and hasattr(value, "item") else value
         if np.ndim(value) == 1 and not isinstance(value, str):
             value = _names(name, row, value)
         elif not isinstance(value, (int, str)):
             raise HfkitError(f"{name}: row {row} must be a class, by name or by number, got {shown(value)}")
-        found.append(int(value) if isinstance(value, bool) else value)
-        if type(found[-1]) is not type(found[0]):
-            raise HfkitError(f"{name}: row {row} must be a {_kind(found[0])} as the rows before, got {shown(value)}")
-    return found
+        labels.append(int(value) if isinstance(value, bool) else value)
+        if type(labels[-1]) is not type(labels[0]):
+            raise HfkitError(f"{name}: row {row} must be a {_kind(labels[0])} as the rows before, got {shown(value)}")
+    return labels
 
 
 def _names(name: str, row: int, value: Iterable[object]) -> list[str]:
-    """The classes of a row, each once and in one order."""
-    for each in value:
-        if not isinstance(each, str):
-            raise HfkitError(f"{name}: row {row}: a list of classes must be of their names, got {shown(each)}")
-    return sorted({str(each) for each in value})
+    """Return the classes of a row, each once and in one order."""
+    for label in value:
+        if not isinstance(label, str):
+            raise HfkitError(f"{name}: row {row}: a list of classes must be of their names, got {shown(label)}")
+    return sorted({str(label) for label in value})
 
 
 def _kind(label: object) -> str:
@@ -95,7 +95,7 @@ class Accuracy(LabelMetric):
         normalize: bool = True,
         sample_weight: Sequence[float] | None = None,
     ) -> Statistics:
-        """The weight of each row, and again if its class was predicted.
+        """Return the weight of each row, and again if its class was predicted.
 
         Args:
             normalize: whether the score is a share, or else the number of rows.
@@ -133,7 +133,8 @@ class F1(LabelMetric):
         average: str | None = "binary",
         sample_weight: Sequence[float] | None = None,
     ) -> Statistics:
-        """Of each row its class, then the predicted one, then the class again if predicted: (rows, 3 * labels).
+        """Return, of each row, its class, then the predicted one, then the class again if predicted: (rows, 3 *
+        labels).
 
         Args:
             labels: the classes that count. By default all that are predicted or true, so that two systems are only
@@ -151,17 +152,17 @@ class F1(LabelMetric):
             several = "a list of classes" if average == "samples" else "one class"
             allowed = "macro, micro, weighted or None" if average == "samples" else "macro, micro, samples or weighted"
             raise HfkitError(f'average: "{average}" takes {several} a row; use {allowed}')
-        predictions, references = ([_set_of(each) for each in rows] for rows in (predictions, references))
+        predictions, references = ([_set_of(value) for value in rows] for rows in (predictions, references))
         seen = sorted(set[Any]().union(*predictions, *references))
         counted = [pos_label] if average == "binary" else list(seen if labels is None else labels)
         if average == "binary":
             _check_binary(seen, pos_label)
-        place = {label: number for number, label in enumerate(counted)}
+        column_of = {label: number for number, label in enumerate(counted)}
         weights = _weights(sample_weight, len(predictions))
         values = np.zeros((len(predictions), 3, len(counted)))
         for row, (predicted, true) in enumerate(zip(predictions, references, strict=True)):
             for column, classes in enumerate((true, predicted, true & predicted)):
-                values[row, column, [place[label] for label in classes if label in place]] = weights[row]
+                values[row, column, [column_of[label] for label in classes if label in column_of]] = weights[row]
         options = {"labels": counted, "average": average, "sample_weight": None if sample_weight is None else "given"}
         signature = self._signature(options, references, None)
         if average == "samples":
@@ -177,10 +178,10 @@ class F1(LabelMetric):
             return _f1(sums.reshape(3, -1), average, never)
 
         def combine(sums: np.ndarray) -> dict[str, float]:
-            found = scores(sums)
+            values = scores(sums)
             if average is None:
-                return {f"f1_{label}": float(score) for label, score in zip(counted, found, strict=True)}
-            return {"f1": float(found)}
+                return {f"f1_{label}": float(score) for label, score in zip(counted, values, strict=True)}
+            return {"f1": float(values)}
 
         return Statistics(
             array,
@@ -198,29 +199,30 @@ def _check_binary(seen: list[Any], pos_label: Label) -> None:
 
 
 def _of_rows(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The weight of each row and its F1 times that, (rows, 2), of (rows, 3, labels) as for `_f1`."""
+    """Return the weight of each row and its F1 times that, (rows, 2), of (rows, 3, labels) as for `_f1`."""
     true, predicted, hits = (values[:, column].sum(axis=-1) for column in range(3))
-    each = np.divide(2 * hits, true + predicted, out=np.zeros_like(hits), where=true + predicted > 0)
-    return np.stack([weights, weights * each], axis=1)
+    f1 = np.divide(2 * hits, true + predicted, out=np.zeros_like(hits), where=true + predicted > 0)
+    return np.stack([weights, weights * f1], axis=1)
 
 
 def _f1(sums: np.ndarray, average: str | None, never: np.ndarray) -> np.ndarray:
-    """F1 of (3, labels): rows with the class, rows predicted to have it, and hits. Without any of these it is 0."""
+    """Return F1 of (3, labels): rows with the class, rows predicted to have it, and hits. Without any of these it is
+    0."""
     true, predicted, hits = sums.sum(axis=1, keepdims=True) if average == "micro" else sums
-    each = np.divide(2 * hits, true + predicted, out=np.zeros_like(hits), where=true + predicted > 0)
+    f1 = np.divide(2 * hits, true + predicted, out=np.zeros_like(hits), where=true + predicted > 0)
     if average is None:
-        return each
+        return f1
     if average == "weighted":
-        return np.asarray((each * true).sum() / (true.sum() or 1))
+        return np.asarray((f1 * true).sum() / (true.sum() or 1))
     if average == "macro":
-        each = each[never | (true + predicted > 0)]
-    return np.asarray(each.mean() if each.size else 0.0)
+        f1 = f1[never | (true + predicted > 0)]
+    return np.asarray(f1.mean() if f1.size else 0.0)
 
 
 def confusion(
     predictions: Sequence[Label], references: Sequence[Label], labels: Sequence[Label] | None = None
 ) -> Json:
-    """Which classes are taken for which, and how good each is; the values of scikit-learn.
+    """Return which classes are taken for which, and how good each is; the values of scikit-learn.
 
     Args:
         predictions: a class a row.

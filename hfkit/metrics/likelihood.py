@@ -6,7 +6,7 @@ import numpy as np
 
 
 def perplexity(sums: np.ndarray) -> dict[str, float]:
-    """`perplexity` and `bits_per_byte` of the sums of (nats, tokens, bytes)."""
+    """Return `perplexity` and `bits_per_byte` of the sums of (nats, tokens, bytes)."""
     nats, tokens, size = sums
     return {
         "perplexity": math.exp(min(nats / max(tokens, 1), 700)),

@@ -36,7 +36,7 @@ class Rouge(RowMetric):
         tokenize: str = "auto",
         split_summaries: bool = True,
     ) -> Statistics:
-        """F-measures of rows.
+        """Return F-measures of rows.
 
         Args:
             rouge_types: of rouge1 to rouge9, rougeL and rougeLsum.
@@ -57,7 +57,7 @@ class Rouge(RowMetric):
             return {name: float(total / sums[0]) for name, total in zip(types, sums[1:], strict=True)}
 
         def lists() -> Metrics:
-            return {name: scores[:, place].tolist() for place, name in enumerate(types)}
+            return {name: scores[:, column].tolist() for column, name in enumerate(types)}
 
         options = {"rouge_types": types, "use_stemmer": use_stemmer, "split_summaries": split_summaries}
         options |= {"tokenize": tokenize or "auto"} if tokenizer is None else {"tokenizer": tokenizer}
@@ -90,18 +90,18 @@ class _Scorer:
         self.stems: dict[str, str] = {}
 
     def row(self, prediction: str, references: list[str]) -> list[float]:
-        """Of each type the best F-measure that a reference gives."""
+        """Return, of each type, the best F-measure that a reference gives."""
         turkic = self.folds and scripts.is_turkic(references)
         predicted = _Text(self, prediction, turkic)
-        found = [self._pair(_Text(self, reference, turkic), predicted) for reference in references]
-        return found[0] if len(found) == 1 else [max(scores) for scores in zip(*found, strict=True)]
+        pairs = [self._pair(_Text(self, reference, turkic), predicted) for reference in references]
+        return pairs[0] if len(pairs) == 1 else [max(scores) for scores in zip(*pairs, strict=True)]
 
     def words(self, text: str, turkic: bool) -> list[str]:
         tokens = list(self.tokenizer(scripts.fold(text, turkic) if self.folds else text))
         return tokens if self.stemmer is None else [self._stem(token, self.stemmer) for token in tokens]
 
     def _stem(self, word: str, stemmer: scripts.Tokenizer) -> str:
-        """rouge_score's stem of an English word, and any other word as it is."""
+        """Return rouge_score's stem of an English word, and any other word as it is."""
         if word not in self.stems:
             self.stems[word] = stemmer(word)[0] if word.isascii() and word.isalnum() else word
         return self.stems[word]
@@ -142,12 +142,12 @@ def _overlap(reference: Counter[Any], predicted: Counter[Any]) -> tuple[int, int
 
 
 def _f_measure(hits: int, reference: int, predicted: int) -> float:
-    """The harmonic mean of hits / predicted and hits / reference."""
+    """Return the harmonic mean of hits / predicted and hits / reference."""
     return 2 * hits / (reference + predicted) if hits else 0.0
 
 
 def lcs_length(first: Sequence[str], second: Sequence[str]) -> int:
-    """The length of the longest common subsequence, a whole row of its table in each step (Hyyrö 2004).
+    """Return the length of the longest common subsequence, a whole row of its table in each step (Hyyrö 2004).
 
     Bit j of a row is 0 where the row's length grows at the j-th token of `second`.
     """
@@ -160,10 +160,10 @@ def lcs_length(first: Sequence[str], second: Sequence[str]) -> int:
 
 
 def _masks(tokens: Sequence[str]) -> dict[str, int]:
-    """Of each token the bits of the places where it stands."""
+    """Return, of each token, the bits of the places where it stands."""
     masks: dict[str, int] = {}
-    for place, token in enumerate(tokens):
-        masks[token] = masks.get(token, 0) | 1 << place
+    for position, token in enumerate(tokens):
+        masks[token] = masks.get(token, 0) | 1 << position
     return masks
 
 
@@ -173,7 +173,7 @@ def _next_row(row: int, mask: int, length: int) -> int:
 
 
 def _summary_f_measure(references: list[list[str]], predicted: list[list[str]]) -> float:
-    """Of each reference sentence the tokens that are in its LCS with any predicted one (Lin 2004, section 3.2).
+    """Score the tokens of each reference sentence that are in its LCS with any predicted one (Lin 2004, section 3.2).
 
     No token is hit more often than it stands in both texts, as in rouge_score and in ROUGE 1.5.5.
     """
@@ -181,10 +181,10 @@ def _summary_f_measure(references: list[list[str]], predicted: list[list[str]]) 
     left = _counts(references) & _counts(predicted)
     hits = 0
     for sentence in references:
-        places = set().union(*(_lcs_places(sentence, length, masks) for length, masks in tables))
-        for place in sorted(places):
-            if left[sentence[place]] > 0:
-                left[sentence[place]] -= 1
+        positions = set().union(*(_lcs_places(sentence, length, masks) for length, masks in tables))
+        for position in sorted(positions):
+            if left[sentence[position]] > 0:
+                left[sentence[position]] -= 1
                 hits += 1
     return _f_measure(hits, sum(map(len, references)), sum(map(len, predicted)))
 
@@ -194,25 +194,25 @@ def _counts(sentences: Iterable[list[str]]) -> Counter[str]:
 
 
 def _lcs_places(sentence: list[str], length: int, masks: dict[str, int]) -> list[int]:
-    """The places in a sentence of its LCS with another, given as its length and masks.
+    """Return the places in a sentence of its LCS with another, given as its length and masks.
 
     Of several LCS it must be rouge_score's. That walks back through the table of lengths t, from the last cell: where
     the tokens are alike it takes them, else it goes left if t[i][j - 1] > t[i - 1][j], else up. Rows are kept here as
     bits, whose sums give t back; rows of tokens that are nowhere in the other sentence can be left out, as there the
     walk always goes up.
     """
-    places = [place for place, token in enumerate(sentence) if token in masks]
-    if not places:
+    positions = [position for position, token in enumerate(sentence) if token in masks]
+    if not positions:
         return []
     rows = [(1 << length) - 1]
-    for place in places:
-        rows.append(_next_row(rows[-1], masks[sentence[place]], length))
+    for position in positions:
+        rows.append(_next_row(rows[-1], masks[sentence[position]], length))
     taken = []
-    row, column = len(places), length
+    row, column = len(positions), length
     while row and column:
         bit = 1 << (column - 1)
-        if masks[sentence[places[row - 1]]] & bit:
-            taken.append(places[row - 1])
+        if masks[sentence[positions[row - 1]]] & bit:
+            taken.append(positions[row - 1])
             row, column = row - 1, column - 1
         elif rows[row] & bit and _length(rows[row], column) > _length(rows[row - 1], column):
             column -= 1
@@ -222,5 +222,5 @@ def _lcs_places(sentence: list[str], length: int, masks: dict[str, int]) -> list
 
 
 def _length(row: int, column: int) -> int:
-    """The LCS length in a column of a row of bits."""
+    """Return the LCS length in a column of a row of bits."""
     return column - (row & ((1 << column) - 1)).bit_count()

@@ -41,19 +41,20 @@ _ABBREVIATIONS = frozenset(["mr", "mrs", "ms", "dr", "prof", "st", "jr", "sr", "
 
 
 def words(text: str) -> list[str]:
-    """The words of a text: runs of letters, marks and digits, and single characters where words have no spaces."""
+    """Return the words of a text: runs of letters, marks and digits, and single characters where words have no
+    spaces."""
     if text.isascii():
         return _ASCII_WORDS.findall(text)
     return _WORDS.findall(text)
 
 
 def ngrams(tokens: list[str], order: int) -> Counter[Any]:
-    """How often a text has each n-gram: a tuple, or the token itself for order 1."""
+    """Return how often a text has each n-gram: a tuple, or the token itself for order 1."""
     return Counter(tokens if order == 1 else zip(*(tokens[start:] for start in range(order)), strict=False))
 
 
 def fold(text: str, turkic: bool = False) -> str:
-    """A text without regard to case.
+    """Return a text without regard to case.
 
     Unicode's case folding (also ß = ss and the two lower cases of Σ) of the composed form (NFC), so that equal letters
     are equal however they were typed. `İ` folds to `i`, not to an i with a dot above it. `I` folds to `i`, but in
@@ -72,26 +73,27 @@ def fold(text: str, turkic: bool = False) -> str:
 
 
 def is_turkic(texts: list[str]) -> bool:
-    """Whether texts are in Turkish or a relative with a dotless i: they have one of ı İ ğ Ğ, as no other language."""
+    """Return whether texts are in Turkish or a relative with a dotless i: they have one of ı İ ğ Ğ, as no other
+    language."""
     return any(_TURKIC.search(unicodedata.normalize("NFC", text)) for text in texts if not text.isascii())
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text. A text of several lines is taken as split already, a sentence a line."""
+    """Return the sentences of a text. A text of several lines is taken as split already, a sentence a line."""
     lines = [line for line in text.split("\n") if line.strip()]
     if len(lines) != 1:
         return lines
-    found, start = [], 0
+    pieces, start = [], 0
     for end in _SENTENCE_ENDS.finditer(text):
         if not _is_abbreviated(text[start : end.start()], end.group()):
-            found.append(text[start : end.end()].strip())
+            pieces.append(text[start : end.end()].strip())
             start = end.end()
-    found.append(text[start:].strip())
-    return [sentence for sentence in found if sentence]
+    pieces.append(text[start:].strip())
+    return [sentence for sentence in pieces if sentence]
 
 
 def _is_abbreviated(before: str, end: str) -> bool:
-    """Whether a full stop is of a word such as `Dr.`, `J.` or `e.g.`, and ends no sentence."""
+    """Return whether a full stop is of a word such as `Dr.`, `J.` or `e.g.`, and ends no sentence."""
     if end != ".":
         return False
     word = (before.split() or [""])[-1].strip("\"'“‘«([")
@@ -101,14 +103,15 @@ def _is_abbreviated(before: str, end: str) -> bool:
 
 
 def names() -> list[str]:
-    """What `tokenize` may be."""
+    """Return what `tokenize` may be."""
     from sacrebleu.metrics.bleu import BLEU
 
     return [*OWN_NAMES, *BLEU.TOKENIZERS]
 
 
 def bleu_name(references: list[str]) -> str:
-    """sacrebleu's tokenizer for the script that most of a row's references is in, a word weighing as a character.
+    """Return sacrebleu's tokenizer for the script that most of a row's references is in, a word weighing as a
+    character.
 
     `13a`, its default, where words have spaces; `zh` for Chinese; for Japanese `ja-mecab`, or `char` where MeCab is
     not installed; `char` for Thai, Lao, Khmer and Burmese.
@@ -133,7 +136,7 @@ def _has_mecab() -> bool:
 
 @functools.cache
 def bleu_tokenizer(name: str) -> Callable[[str], str]:
-    """sacrebleu's tokenizer of a name: a text to the same with spaces between its tokens.
+    """Return sacrebleu's tokenizer of a name: a text to the same with spaces between its tokens.
 
     Raises:
         HfkitError: the name is not known, or what it needs is not installed or cannot be downloaded.
@@ -165,7 +168,7 @@ def of_rouge_score(use_stemmer: bool = False) -> Tokenizer:
 
 
 def tokenizer(name: str) -> Tokenizer:
-    """A tokenizer by its name: `auto`, see `words`; `ascii`, rouge_score's; or one of sacrebleu's.
+    """Return a tokenizer by its name: `auto`, see `words`; `ascii`, rouge_score's; or one of sacrebleu's.
 
     Raises:
         HfkitError: as for `bleu_tokenizer`.

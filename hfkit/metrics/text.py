@@ -35,7 +35,7 @@ class ExactMatch(RowMetric):
         ignore_punctuation: bool = False,
         ignore_numbers: bool = False,
     ) -> Statistics:
-        """One for each row and one for each match.
+        """Return one for each row and one for each match.
 
         Args:
             regexes_to_ignore: what is removed, before all else.
@@ -61,8 +61,8 @@ class ExactMatch(RowMetric):
         values = []
         for prediction, several in zip(predictions, references, strict=True):
             turkic = ignore_case and scripts.is_turkic(several)
-            found = cleaned(prediction, turkic) in {cleaned(reference, turkic) for reference in several}
-            values.append((1, found))
+            is_match = cleaned(prediction, turkic) in {cleaned(reference, turkic) for reference in several}
+            values.append((1, is_match))
         options = {
             "regexes_to_ignore": regexes_to_ignore,
             "ignore_case": ignore_case,
@@ -83,7 +83,7 @@ class Length(RowMetric):
     about = "Length: the mean number of words and characters of predictions."
 
     def _statistics(self, predictions: list[str], references: list[Any], *, tokenize: str = "auto") -> Statistics:
-        """One, the words and the characters of each row; `tokenize`, see `scripts.tokenizer`."""
+        """Return one, the words and the characters of each row; `tokenize`, see `scripts.tokenizer`."""
         cut = scripts.tokenizer(tokenize or "auto")
         return Statistics(
             np.array([(1, len(cut(text)), len(text)) for text in predictions], dtype=np.float64),
@@ -105,7 +105,7 @@ class Distinct(RowMetric):
     about = "distinct-1 and distinct-2: the share of different n-grams in all predictions (Li et al. 2016), 0 to 1."
 
     def _statistics(self, predictions: list[str], references: list[Any], *, tokenize: str = "auto") -> Statistics:
-        """Of each order the row's part in the different n-grams, and the row's n-grams.
+        """Return, of each order, the row's part in the different n-grams, and the row's n-grams.
 
         How many n-grams are different is no sum over rows, and drawing rows twice would make it less. So each n-gram's
         one is parted among the rows by how often they have it. The parts sum to the number exactly; intervals hold
