@@ -46,7 +46,7 @@ MARKS = re.compile(r"{%-?\s*generation\s*-?%}")
 
 
 def template_of(name: str) -> str:
-    """The text of a template: a built-in one by its name, a file, or the text itself.
+    """Return the text of a template: a built-in one by its name, a file, or the text itself.
 
     Raises:
         HfkitError: if it is none of them.
@@ -82,7 +82,7 @@ def set_template(tokenizer: "PreTrainedTokenizerBase", name: str | None) -> None
 
 
 def problem_with_template(tokenizer: "PreTrainedTokenizerBase") -> str | None:
-    """Why a tokenizer cannot be used for chats; None if it can."""
+    """Return why a tokenizer cannot be used for chats; None if it can."""
     if not tokenizer.is_fast:
         return "chats need a tokenizer that knows where its tokens lie in a text; save it again with a tokenizer.json"
     if tokenizer.chat_template is None:
@@ -99,7 +99,7 @@ def problem_with_template(tokenizer: "PreTrainedTokenizerBase") -> str | None:
 
 
 def render(turns: Turns, tokenizer: "PreTrainedTokenizerBase", tools: Tools = None, is_prompt: bool = False) -> str:
-    """The text of a chat; with `is_prompt` up to where the assistant's next answer begins.
+    """Return the text of a chat; with `is_prompt` up to where the assistant's next answer begins.
 
     Raises:
         HfkitError: if the template refuses it.
@@ -116,19 +116,20 @@ def render(turns: Turns, tokenizer: "PreTrainedTokenizerBase", tools: Tools = No
 
 
 def _tools(tools: Tools) -> list[Json] | None:
-    """As templates take them; a data set keeps them as JSON text."""
+    """Return tools as templates take them; a data set keeps them as JSON text."""
     return (json.loads(tools or "[]") if isinstance(tools, str) else tools) or None
 
 
 def _named(turns: Turns, tokenizer: "PreTrainedTokenizerBase") -> Turns:
-    """The turns with their reasoning under the name that the template reads."""
+    """Return the turns with their reasoning under the name that the template reads."""
     template = str(tokenizer.chat_template)
     own = next((name for name in REASONING if re.search(rf"\b{name}\b", template)), REASONING[0])
     return [{own if name == REASONING[0] else name: value for name, value in turn.items()} for turn in turns]
 
 
 def unwritten(turns: Turns, tokenizer: "PreTrainedTokenizerBase", tools: Tools = None) -> str | None:
-    """Why an answer would be learned without its tool calls; None if the template writes them, or there are none."""
+    """Return why an answer would be learned without its tool calls; None if the template writes them, or there are
+    none."""
     bare = [{name: value for name, value in turn.items() if name != "tool_calls"} for turn in turns]
     if bare == turns or render(bare, tokenizer, tools) != render(turns, tokenizer, tools):
         return None
@@ -139,13 +140,13 @@ def unwritten(turns: Turns, tokenizer: "PreTrainedTokenizerBase", tools: Tools =
 
 
 def prompt_text(turns: Turns, tokenizer: "PreTrainedTokenizerBase", tools: Tools = None) -> str:
-    """The text up to the last answer, which is to be written anew; all of it, where there is no answer."""
+    """Return the text up to the last answer, which is to be written anew; all of it, where there is no answer."""
     last = max((index for index, turn in enumerate(turns) if turn["role"] == "assistant"), default=len(turns))
     return render(turns[:last], tokenizer, tools, is_prompt=True)
 
 
 def answer_of(turns: Turns) -> str:
-    """The last answer: its text, or its tool calls as JSON."""
+    """Return the last answer: its text, or its tool calls as JSON."""
     answers = [turn for turn in turns if turn["role"] == "assistant"]
     if not answers:
         return ""
@@ -155,7 +156,7 @@ def answer_of(turns: Turns) -> str:
 
 
 def ends_of_answer(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """The tokens that the template writes after an answer and in no text: generation stops at any of them.
+    """Return the tokens that the template writes after an answer and in no text: generation stops at any of them.
 
     A template that refuses small talk is taken to end answers with EOS.
     """
@@ -165,21 +166,22 @@ def ends_of_answer(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     except HfkitError:
         return [tokenizer.eos_token_id]
     after = answered[len(asked) :].partition("b")[2] if answered.startswith(asked) else answered.rpartition("b")[2]
-    return [each for each in tokenizer(after, add_special_tokens=False)["input_ids"] if each in added][:1]
+    return [token for token in tokenizer(after, add_special_tokens=False)["input_ids"] if token in added][:1]
 
 
 def generation_ids(tokenizer: "PreTrainedTokenizerBase", is_chat: bool) -> Arguments:
-    """`eos_token_id` and `pad_token_id` of a generation: where a text ends, of a chat also where an answer does.
+    """Return `eos_token_id` and `pad_token_id` of a generation: where a text ends, of a chat also where an answer
+    does.
 
     Every generation of hfkit takes them from here, and every saved model carries them in its `generation_config`.
     """
     ends = {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
     if is_chat and tokenizer.chat_template is not None:
         ends.update(ends_of_answer(tokenizer))
-    found: dict[str, Any] = {"pad_token_id": tokenizer.pad_token_id}
+    ids: dict[str, Any] = {"pad_token_id": tokenizer.pad_token_id}
     if ends:
-        found["eos_token_id"] = sorted(ends) if len(ends) > 1 else min(ends)
-    return found
+        ids["eos_token_id"] = sorted(ends) if len(ends) > 1 else min(ends)
+    return ids
 
 
 def set_generation_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", is_chat: bool) -> None:
@@ -205,7 +207,7 @@ class EncodedChat(NamedTuple):
 
 
 def encode_chat(turns: Turns, tokenizer: "PreTrainedTokenizerBase", tools: Tools = None) -> Iterator[EncodedChat]:
-    """The tokens of a chat up to its last answer; nothing where it has none.
+    """Yield the tokens of a chat up to its last answer; nothing where it has none.
 
     What the assistant says before anybody else is context. Each answer follows the very tokens that its prompt has at
     inference. Where one sequence cannot give that to all of them, each comes by itself: a template may rewrite earlier
@@ -247,7 +249,7 @@ class _Answer(NamedTuple):
 def _encode(
     turns: Turns, text: str, answers: list[_Answer], tokenizer: "PreTrainedTokenizerBase", tools: Tools
 ) -> EncodedChat | None:
-    """A rendered chat with all of these answers in it; None where one does not follow its own prompt there."""
+    """Return a rendered chat with all of these answers in it; None where one does not follow its own prompt there."""
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
     marked = _marked(turns, tokenizer, tools, ids) if MARKS.search(str(tokenizer.chat_template)) else [True] * len(ids)
@@ -256,33 +258,34 @@ def _encode(
         first, stop = len(answer.prompt), len(answer.text)
         if not text.startswith(answer.text) or ids[:first] != answer.prompt:
             return None
-        last = next((place for place in range(len(ids), first, -1) if offsets[place - 1][0] < stop), first)
+        last = next((end for end in range(len(ids), first, -1) if offsets[end - 1][0] < stop), first)
         # What follows the end of the turn, such as a line break, is never written.
-        last = next((place for place in range(last, first, -1) if ids[place - 1] in stops), last)
+        last = next((end for end in range(last, first, -1) if ids[end - 1] in stops), last)
         learned[first:last] = marked[first:last]
         ends.append(last)
     return EncodedChat(ids[: ends[-1]], learned[: ends[-1]], ends)
 
 
 def _joined(answer: _Answer, tokenizer: "PreTrainedTokenizerBase") -> EncodedChat:
-    """An answer whose first characters the tokenizer would join with the last ones of its prompt: tokenized apart."""
+    """Return an answer whose first characters the tokenizer would join with the last ones of its prompt: tokenized
+    apart."""
     after = answer.text[len(answer.asked) :]
     # After a special token, which is taken away again, no tokenizer puts a space before a text.
     ids = tokenizer(f"{tokenizer.eos_token}{after}", add_special_tokens=False)["input_ids"][1:]
     stops = set(ends_of_answer(tokenizer))
-    ids = ids[: next((place for place in range(len(ids), 0, -1) if ids[place - 1] in stops), len(ids))]
+    ids = ids[: next((end for end in range(len(ids), 0, -1) if ids[end - 1] in stops), len(ids))]
     length = len(answer.prompt) + len(ids)
     return EncodedChat([*answer.prompt, *ids], [False] * len(answer.prompt) + [True] * len(ids), [length])
 
 
 def _marked(turns: Turns, tokenizer: "PreTrainedTokenizerBase", tools: Tools, ids: list[int]) -> list[bool]:
-    """Of each token whether it lies between `{% generation %}` and `{% endgeneration %}` of the template."""
-    found = tokenizer.apply_chat_template(
+    """Return, of each token, whether it lies between `{% generation %}` and `{% endgeneration %}` of the template."""
+    encoded = tokenizer.apply_chat_template(
         _named(turns, tokenizer),
         tools=_tools(tools),
         tokenize=True,
         return_dict=True,
         return_assistant_tokens_mask=True,
     )
-    assert found["input_ids"] == ids, "apply_chat_template tokenizes what it renders"
-    return list(map(bool, found["assistant_masks"]))
+    assert encoded["input_ids"] == ids, "apply_chat_template tokenizes what it renders"
+    return list(map(bool, encoded["assistant_masks"]))

@@ -115,14 +115,15 @@ class Cleaning:
         return "too short" if sum(map(len, texts)) < self.min_characters else None
 
     def key(self, values: Row) -> bytes:
-        """What tells rows apart: the one text there is, or all that the columns hold."""
+        """Return what tells rows apart: the one text there is, or all that the columns hold."""
         names = self.key_columns
         if len(names) == 1 and isinstance(values[names[0]], str):
             return _digest(values[names[0]])
         return _digest(json.dumps([values[name] for name in names], ensure_ascii=False))
 
     def split_of(self, values: Row, group: str | None, key: bytes) -> str:
-        """The split of a row: by its own hash, so that it stays where it is when the data grows, or its group's."""
+        """Return the split of a row: by its own hash, so that it stays where it is when the data grows, or its
+        group's."""
         if self.group_column is not None:
             group = str(values[self.group_column])
         return self.split_of_key(key) if group is None else self.split_of_group(group)
@@ -138,7 +139,8 @@ class Cleaning:
 
 
 def clean(text: str, repair: bool) -> str:
-    """Unicode NFC, with wrongly decoded text repaired. ASCII has nothing to repair and is passed as it is."""
+    """Return the text in Unicode NFC, with wrongly decoded text repaired. ASCII has nothing to repair and is passed as
+    it is."""
     if text.isascii():
         return text
     if repair and may_be_mojibake(text):
@@ -162,28 +164,28 @@ def may_be_mojibake(text: str) -> bool:
 
 
 def printable(text: str) -> str:
-    """File names and keys may hold what is not Unicode."""
+    """Return a text that can be stored: file names and keys may hold what is not Unicode."""
     return text.encode(errors="backslashreplace").decode()
 
 
 def _stored_origin(origin: str) -> str:
-    """`books.jsonl:17` as it may be stored."""
-    place, colon, line = origin.rpartition(":")
-    return f"{_stored_place(place)}:{line}" if colon and line.isdigit() else _stored_place(origin)
+    """Return `books.jsonl:17` as it may be stored."""
+    path, colon, line = origin.rpartition(":")
+    return f"{_stored_place(path)}:{line}" if colon and line.isdigit() else _stored_place(origin)
 
 
 @functools.lru_cache(maxsize=4096)
-def _stored_place(place: str) -> str:
-    return printable(without_places(place))
+def _stored_place(path: str) -> str:
+    return printable(without_places(path))
 
 
 def _cleaned(value: object, repair: bool) -> Any:
-    """A value with every text in it clean."""
+    """Return a value with every text in it clean."""
     if isinstance(value, str):
         return clean(value, repair)
     if isinstance(value, dict):
-        return {name: _cleaned(each, repair) for name, each in value.items()}
-    return [_cleaned(each, repair) for each in value] if isinstance(value, list) else value
+        return {name: _cleaned(item, repair) for name, item in value.items()}
+    return [_cleaned(item, repair) for item in value] if isinstance(value, list) else value
 
 
 def _all_texts(values: Row) -> Iterator[str]:
@@ -195,16 +197,18 @@ def _all_texts(values: Row) -> Iterator[str]:
 
 
 def _texts_of(value: Iterable[Any]) -> Iterator[str]:
-    """The texts of a value that must not be empty; of a message what it says, or else the tools that it calls."""
-    for each in value:
-        if isinstance(each, str):
-            yield each
-        elif "role" in each:
-            yield each["content"] if each["content"].strip() else json.dumps(each.get("tool_calls", ""))[1:-1]
+    """Yield the texts of a value that must not be empty; of a message what it says, or else the tools that it
+    calls."""
+    for item in value:
+        if isinstance(item, str):
+            yield item
+        elif "role" in item:
+            yield item["content"] if item["content"].strip() else json.dumps(item.get("tool_calls", ""))[1:-1]
 
 
 def _stored(value: Any, kind: Kind) -> Any:
-    """A value as Parquet holds it: what tools take, and what they are called with, has any shape and so is JSON."""
+    """Return a value as Parquet holds it: what tools take, and what they are called with, has any shape and so is
+    JSON."""
     if kind == "tools":
         return json.dumps(value, ensure_ascii=False)
     if kind != "messages":
@@ -217,5 +221,6 @@ def _digest(text: str) -> bytes:
 
 
 def _times(weight: float, key: bytes) -> int:
-    """How often a row is stored: the whole part of the weight, and once more for as large a share of the rows."""
+    """Return how often a row is stored: the whole part of the weight, and once more for as large a share of the
+    rows."""
     return int(weight) + (int.from_bytes(key[8:], "big") / 2**64 < weight % 1)

@@ -58,17 +58,17 @@ class Columns:
         }
 
     def row(
-        self, found: Mapping[str, Any], names: dict[str, str], origin: str, group: str | None = None
+        self, raw: Mapping[str, Any], names: dict[str, str], origin: str, group: str | None = None
     ) -> ReadRow | BadRow:
-        """The row of the values that were found under `names` (of this data set -> of the source)."""
+        """Return the row of the values that were found under `names` (of this data set -> of the source)."""
         values: dict[str, Any] = {}
         self._left_out = []
         for column, kind in self.kinds.items():
             name = names[column]
-            if name not in found:
-                return BadRow(origin, f'column "{name}": is missing, {did_you_mean(name, found)}')
+            if name not in raw:
+                return BadRow(origin, f'column "{name}": is missing, {did_you_mean(name, raw)}')
             try:
-                value = found[name]
+                value = raw[name]
                 values[column] = self._read(value, kind, column)
                 _check_encodable(values[column])
             except ValueError as error:
@@ -86,7 +86,7 @@ class Columns:
         if kind == "label":
             return self._label(value, column)
         if kind == "labels":
-            return list(dict.fromkeys(self._label(each, column) for each in _list_of_labels(value)))
+            return list(dict.fromkeys(self._label(label, column) for label in _list_of_labels(value)))
         return self._readers[kind](value)
 
     def _messages(self, value: object) -> list[Json]:
@@ -96,24 +96,29 @@ class Columns:
 
     def _message(self, message: object) -> Json:
         if isinstance(message, dict) and {"from", "value"} <= message.keys():  # as ShareGPT writes them
-            told = {name: value for name, value in message.items() if name not in ("from", "value")}
-            message = {"role": SHAREGPT.get(message["from"], message["from"]), "content": message["value"], **told}
+            other_fields = {name: value for name, value in message.items() if name not in ("from", "value")}
+            message = {
+                "role": SHAREGPT.get(message["from"], message["from"]),
+                "content": message["value"],
+                **other_fields,
+            }
         if not isinstance(message, dict) or "role" not in message or not {"content", "tool_calls"} & message.keys():
             raise ValueError(f"a message must have role and content, got {shown(message)}")
         role = message["role"]
         if role not in ROLES:
             raise ValueError(f"role {shown(role)} of a message is not known, {did_you_mean(str(role), ROLES)}")
-        found = {"role": role, "content": _content(message.get("content"))}
+        fields = {"role": role, "content": _content(message.get("content"))}
         for name, value in message.items():
             field = ALIASES.get(name, name)
             if field in FIELDS and value:
-                found[field] = value
+                fields[field] = value
             elif field not in ("role", "content", *FIELDS) and value:
                 self._left_out.append(name)
-        return found
+        return fields
 
     def _label(self, value: object, column: str) -> str:
-        """The name of a class. Whole numbers may be written as pandas does, 1.0, and yes or no as true and false."""
+        """Return the name of a class. Whole numbers may be written as pandas does, 1.0, and yes or no as true and
+        false."""
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if not isinstance(value, str | bool | int):
@@ -144,11 +149,12 @@ def _texts(value: object) -> list[str]:
     values = [value] if isinstance(value, str) else value
     if not isinstance(values, list) or not values:
         raise ValueError(f"must be a list of texts, got {shown(value)}")
-    return [_text(each) for each in values]
+    return [_text(text) for text in values]
 
 
 def _list_of_labels(value: object) -> list[Any]:
-    """A list of classes, which may be empty; the same as JSON text, which is how a CSV file holds it; or one class."""
+    """Return a list of classes, which may be empty; the same as JSON text, which is how a CSV file holds it; or one
+    class."""
     if isinstance(value, str):
         text = value.strip()
         if not text.startswith("["):
@@ -168,16 +174,16 @@ def _check_encodable(value: object) -> None:
         except UnicodeEncodeError:
             raise ValueError("is not UTF-8; save the file as UTF-8") from None
     elif isinstance(value, dict):
-        for name, each in value.items():
+        for name, item in value.items():
             _check_encodable(name)
-            _check_encodable(each)
+            _check_encodable(item)
     elif isinstance(value, list):
-        for each in value:
-            _check_encodable(each)
+        for item in value:
+            _check_encodable(item)
 
 
 def _tools(value: object) -> list[Any]:
-    """Tools as JSON schemas; a list of them, or the same as JSON text."""
+    """Return tools as JSON schemas; a list of them, or the same as JSON text."""
     try:
         tools = json.loads(value) if isinstance(value, str) else value or []
     except ValueError:
@@ -188,7 +194,7 @@ def _tools(value: object) -> list[Any]:
 
 
 def _content(value: object) -> str:
-    """The text of a message: a string, nothing beside tool calls, or a list of parts that are texts."""
+    """Return the text of a message: a string, nothing beside tool calls, or a list of parts that are texts."""
     if isinstance(value, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in value):
         return "".join(_text(part.get("text")) for part in value)
     if isinstance(value, list):

@@ -17,32 +17,33 @@ ROWS_READ_AT_ONCE = 256
 Row = dict[str, Any]  # by column: a text, a list of texts, or a chat, which is a list of messages
 
 
-def problem_with(place: str) -> str | None:
-    """Why a folder cannot serve as prepared data; None if it can. A Hub id is looked at when it is read."""
-    missing = [f"{split}.parquet" for split in SPLITS if not (Path(place) / f"{split}.parquet").is_file()]
-    if Path(place).is_dir() and missing:
-        return f"{place}: has no {', '.join(missing)}; make it with a recipe of `stage: prepare`"
+def problem_with(path: str) -> str | None:
+    """Return why a folder cannot serve as prepared data; None if it can. A Hub id is looked at when it is read."""
+    missing = [f"{split}.parquet" for split in SPLITS if not (Path(path) / f"{split}.parquet").is_file()]
+    if Path(path).is_dir() and missing:
+        return f"{path}: has no {', '.join(missing)}; make it with a recipe of `stage: prepare`"
     return None
 
 
-def columns_of(place: str) -> dict[str, str] | None:
-    """The columns of a prepared folder and their kinds; None for an id on the Hub, which is looked at when read.
+def columns_of(path: str) -> dict[str, str] | None:
+    """Return the columns of a prepared folder and their kinds; None for an id on the Hub, which is looked at when
+    read.
 
     Raises:
         HfkitError: if the training split cannot be read.
     """
-    if not Path(place).is_dir():
+    if not Path(path).is_dir():
         return None
     import pyarrow.parquet
 
-    schema = _open(Path(place) / "train.parquet").schema_arrow
-    found = {}
+    schema = _open(Path(path) / "train.parquet").schema_arrow
+    columns = {}
     for field in schema:
         if pyarrow.types.is_list(field.type):
-            found[field.name] = "messages" if _is_chat(field.type) else "texts"
+            columns[field.name] = "messages" if _is_chat(field.type) else "texts"
         else:
-            found[field.name] = "text"
-    return found
+            columns[field.name] = "text"
+    return columns
 
 
 def _is_chat(kind: "pyarrow.DataType") -> bool:
@@ -52,51 +53,51 @@ def _is_chat(kind: "pyarrow.DataType") -> bool:
 
 
 def _message(stored: Json) -> Json:
-    """A message of a chat with the fields that it has; tool calls are stored as JSON text."""
-    found = {name: value for name, value in stored.items() if value is not None}
-    if isinstance(found.get("tool_calls"), str):
-        found["tool_calls"] = json.loads(found["tool_calls"])
-    return found
+    """Return a message of a chat with the fields that it has; tool calls are stored as JSON text."""
+    fields = {name: value for name, value in stored.items() if value is not None}
+    if isinstance(fields.get("tool_calls"), str):
+        fields["tool_calls"] = json.loads(fields["tool_calls"])
+    return fields
 
 
 def stored_message(message: Json) -> dict[str, str]:
-    """A message as Parquet holds it: tool calls have any shape, and so are JSON text."""
+    """Return a message as Parquet holds it: tool calls have any shape, and so are JSON text."""
     return {
         name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         for name, value in message.items()
     }
 
 
-def texts(place: str, split: str) -> Iterator[str]:
-    """The documents of a split, one after the other.
+def texts(path: str, split: str) -> Iterator[str]:
+    """Return the documents of a split, one after the other.
 
     Raises:
         HfkitError: if the split cannot be read or has no column `text`.
     """
-    return (row["text"] for row in rows(place, split, ["text"]))
+    return (row["text"] for row in rows(path, split, ["text"]))
 
 
-def rows(place: str, split: str, columns: list[str] | None = None) -> Iterator[Row]:
-    """The rows of a split, one after the other, with the columns asked for or all.
+def rows(path: str, split: str, columns: list[str] | None = None) -> Iterator[Row]:
+    """Return the rows of a split, one after the other, with the columns asked for or all.
 
     Raises:
         HfkitError: if the split cannot be read, has no such column, or has no value in one.
     """
-    if Path(place).is_dir():
-        return _folder_rows(Path(place) / f"{split}.parquet", columns)
-    return _hub_rows(place, split, columns)
+    if Path(path).is_dir():
+        return _folder_rows(Path(path) / f"{split}.parquet", columns)
+    return _hub_rows(path, split, columns)
 
 
-def read_split(place: str, split: str, limit: int | None = None) -> list[Row]:
-    """The rows of a split, or the first of them.
+def read_split(path: str, split: str, limit: int | None = None) -> list[Row]:
+    """Return the rows of a split, or the first of them.
 
     Raises:
         HfkitError: if there are none.
     """
-    found = list(itertools.islice(rows(place, split), limit))
-    if not found:
-        raise HfkitError(f"data: the {split} split of {place} has no rows; choose another split")
-    return found
+    sample = list(itertools.islice(rows(path, split), limit))
+    if not sample:
+        raise HfkitError(f"data: the {split} split of {path} has no rows; choose another split")
+    return sample
 
 
 def _open(path: Path) -> Any:
@@ -132,19 +133,19 @@ def _folder_rows(path: Path, columns: list[str] | None) -> Iterator[Row]:
         raise HfkitError(f"{path}: cannot be read: {error}; prepare the data again") from None
 
 
-def _hub_rows(place: str, split: str, columns: list[str] | None) -> Iterator[Row]:
+def _hub_rows(repo: str, split: str, columns: list[str] | None) -> Iterator[Row]:
     import datasets
 
     try:
-        for row in datasets.load_dataset(place, split=split, streaming=True):
+        for row in datasets.load_dataset(repo, split=split, streaming=True):
             values = {name: row[name] if row[name] is not None else "" for name in columns or row}
             for name, value in values.items():
-                if isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
+                if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
                     values[name] = [_message(message) for message in value]
             yield values
     except Exception as error:  # the loader raises whatever the network, the Hub or the files bring up
         what = f" with a column {', '.join(columns)}" if columns else ""
         raise HfkitError(
-            f"{place}: split {split}{what} cannot be loaded from the Hub: {reason(error)}; {way_to(place)}. A "
-            f"recipe of `stage: prepare` with `hub: {place}` makes the splits and takes any column"
+            f"{repo}: split {split}{what} cannot be loaded from the Hub: {reason(error)}; {way_to(repo)}. A "
+            f"recipe of `stage: prepare` with `hub: {repo}` makes the splits and takes any column"
         ) from None

@@ -25,7 +25,7 @@ HOSTILE = (
 
 
 def bulk_encoder(tokenizer: "PreTrainedTokenizerBase", probe: list[str]) -> tuple[Encode, str]:
-    """What encodes a list of texts, without special tokens around them, on all cores; and its name.
+    """Return what encodes a list of texts, without special tokens around them, on all cores; and its name.
 
     fastokens (`hfkit[fast]`) is some twenty times as fast as the tokenizer itself. It is taken where it gives the same
     ids for the probe, some texts of the data, and for texts of every odd kind. Otherwise the tokenizer encodes, which
@@ -34,7 +34,7 @@ def bulk_encoder(tokenizer: "PreTrainedTokenizerBase", probe: list[str]) -> tupl
     backend = tokenizer.backend_tokenizer
 
     def plain(texts: list[str]) -> list[np.ndarray]:
-        return [np.array(each.ids) for each in backend.encode_batch_fast(texts, add_special_tokens=False)]
+        return [np.array(encoding.ids) for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     try:
         import fastokens
@@ -44,8 +44,8 @@ def bulk_encoder(tokenizer: "PreTrainedTokenizerBase", probe: list[str]) -> tupl
         encode = _fast(fastokens.Tokenizer.from_json_str(backend.to_str()))
         special = [f"a{token}b {token} " for token in tokenizer.all_special_tokens]
         for some in (list(HOSTILE), special, probe):
-            for text, expected, found in zip(some, plain(some), encode(some), strict=True):
-                if not np.array_equal(expected, found):
+            for text, expected, ids in zip(some, plain(some), encode(some), strict=True):
+                if not np.array_equal(expected, ids):
                     say(f"  fastokens gives other tokens for {text[:30]!r}: the tokenizer itself is taken, and slower")
                     return plain, "tokenizers"
     except Exception as error:  # whatever it does not support
@@ -57,7 +57,7 @@ def bulk_encoder(tokenizer: "PreTrainedTokenizerBase", probe: list[str]) -> tupl
 def _fast(tokenizer: Any) -> Encode:
     def encode(texts: list[str]) -> list[np.ndarray]:
         ids, offsets = tokenizer.encode_batch_flat(texts)  # two buffers: no Python object for a token
-        places = np.frombuffer(offsets, np.uint64).astype(np.int64)
-        return np.split(np.frombuffer(ids, np.uint32), places[1:-1]) if texts else []
+        ends = np.frombuffer(offsets, np.uint64).astype(np.int64)
+        return np.split(np.frombuffer(ids, np.uint32), ends[1:-1]) if texts else []
 
     return encode

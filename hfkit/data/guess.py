@@ -37,18 +37,18 @@ class Guess(NamedTuple):
     names: dict[str, str]
 
 
-def is_data_file(place: str) -> bool:
-    """Whether a place is a file, a glob, or a folder of files that hfkit reads, and no data set yet."""
-    path = Path(place)
-    if any(character in place for character in "*?["):
+def is_data_file(source: str) -> bool:
+    """Return whether a place is a file, a glob, or a folder of files that hfkit reads, and no data set yet."""
+    path = Path(source)
+    if any(character in source for character in "*?["):
         return True
     if path.is_dir():
-        return not any(path.glob("*.parquet")) and any(format_of(each) in FORMATS for each in path.rglob("*"))
+        return not any(path.glob("*.parquet")) and any(format_of(file) in FORMATS for file in path.rglob("*"))
     return format_of(path) in FORMATS
 
 
 def guess(files: str, task: type[Task], values: Json) -> Guess:
-    """The columns of data files for a task.
+    """Return the columns of data files for a task.
 
     Args:
         values: the recipe's own, which say what they name.
@@ -61,34 +61,35 @@ def guess(files: str, task: type[Task], values: Json) -> Guess:
     columns: dict[str, Kind] = {}
     keys, names = {}, {}
     for key, usual in task.usual.items():
-        given = values.get(key)
-        if given is not None and not isinstance(given, str):
+        value = values.get(key)
+        if value is not None and not isinstance(value, str):
             continue  # which is told elsewhere
-        if given is not None:
-            found: tuple[str, ...] | None = tuple(fields_of(given)) if key in TEMPLATES else (given,)
-            if row and not row.keys() >= set(found or ()):
+        if value is not None:
+            fields: tuple[str, ...] | None = tuple(fields_of(value)) if key in TEMPLATES else (value,)
+            if row and not row.keys() >= set(fields or ()):
                 raise HfkitError(_unknown(first, row, task.name, key))
         else:
-            found = next((some for some in usual if row.keys() >= {*some}), None)
-            if found is None:
+            fields = next((some for some in usual if row.keys() >= {*some}), None)
+            if fields is None:
                 raise HfkitError(_unknown(first, row, task.name, key))
             if key != "text":
-                keys[key] = "\n".join(f"{{{name}}}" for name in found) if key in TEMPLATES else found[0]
-            names[key] = " and ".join(found)
-        columns |= {name: _kind(key, row.get(name)) for name in found or ()}
+                keys[key] = "\n".join(f"{{{name}}}" for name in fields) if key in TEMPLATES else fields[0]
+            names[key] = " and ".join(fields)
+        columns |= {name: _kind(key, row.get(name)) for name in fields or ()}
     if task.is_chat and "tools" in row:
         columns["tools"] = "tools"
     return Guess(columns, keys, names)
 
 
 def _kind(key: str, value: object) -> Kind:
-    """The kind of a column that serves a key. Whether a row has one class or a list of them is seen in the first."""
+    """Return the kind of a column that serves a key. Whether a row has one class or a list of them is seen in the
+    first."""
     is_list = isinstance(value, list) or (isinstance(value, str) and value.startswith("["))
     return "labels" if key == "label" and is_list else KINDS.get(key, "text")
 
 
 def _unknown(path: Path, row: Row, task: str, key: str) -> str:
-    """The columns, and the two lines that say what they are."""
+    """Return the columns, and the two lines that say what they are."""
     there = "\n".join(f"    {name}: {shown(value)}" for name, value in row.items())
     several = "{<column>}" if key in TEMPLATES else "<column>"
     lines = f"    {key}: '{several}'" if key != "text" else "    text: <column>   # of a source of `stage: prepare`"
@@ -99,7 +100,8 @@ def _unknown(path: Path, row: Row, task: str, key: str) -> str:
 
 
 def _first_row(path: Path) -> Row:
-    """The first row of a file by its columns; empty where it has none that can be read, which `prepare` tells."""
+    """Return the first row of a file by its columns; empty where it has none that can be read, which `prepare`
+    tells."""
     try:
         return _read_first(path)
     except (OSError, EOFError, zlib.error, csv.Error):

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(
-    place: str, use: Literal["train", "generate", "classify"] = "train", chat_template: str | None = None
+    path: str, use: Literal["train", "generate", "classify"] = "train", chat_template: str | None = None
 ) -> "PreTrainedTokenizerFast":
-    """The tokenizer in a folder or on the Hub.
+    """Return the tokenizer in a folder or on the Hub.
 
     Args:
         chat_template: that of a recipe, which takes the place of its own.
@@ -26,19 +26,19 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # files, network and Hub fail in many ways
-        remedy = "a recipe of `stage: tokenizer` makes one" if Path(place).exists() else way_to(place)
-        raise HfkitError(f"{place}: no tokenizer can be loaded: {reason(error)}; {remedy}") from None
+        remedy = "a recipe of `stage: tokenizer` makes one" if Path(path).exists() else way_to(path)
+        raise HfkitError(f"{path}: no tokenizer can be loaded: {reason(error)}; {remedy}") from None
     if use == "train" and not tokenizer.is_fast:
-        raise HfkitError(f"{place}: has no tokenizer.json; convert it with transformers and save it again")
+        raise HfkitError(f"{path}: has no tokenizer.json; convert it with transformers and save it again")
     if use != "classify" and tokenizer.eos_token_id is None:
-        raise HfkitError(f"{place}: the tokenizer has no EOS token, so that a model could never stop; set eos_token")
+        raise HfkitError(f"{path}: the tokenizer has no EOS token, so that a model could never stop; set eos_token")
     if use == "train" and tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         what = "is its EOS token too" if tokenizer.pad_token_id is not None else "is not set"
-        raise HfkitError(f"{place}: the pad token {what}; add one of its own, such as <pad>, and save it again")
+        raise HfkitError(f"{path}: the pad token {what}; add one of its own, such as <pad>, and save it again")
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
-        raise HfkitError(f"{place}: the tokenizer has neither a pad token nor EOS; set pad_token and save it again")
+        raise HfkitError(f"{path}: the tokenizer has neither a pad token nor EOS; set pad_token and save it again")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     set_template(tokenizer, chat_template)

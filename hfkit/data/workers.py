@@ -61,7 +61,7 @@ class Workers(Generic[Item, Result]):
                         pipe.close()
 
     def map(self, items: Iterable[Item]) -> Iterator[Result]:
-        """The results of the items, in their order.
+        """Yield the results of the items, in their order.
 
         Raises:
             HfkitError: that the function or the items raised, after the results of the items before it; or if the
@@ -126,7 +126,7 @@ def _receive(pipe: IO[bytes] | None) -> Any:
 
 
 def serve() -> None:
-    """What such a process does until its input ends."""
+    """Answer requests until the input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the first process ends the others
     requests = sys.stdin.buffer
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
@@ -140,7 +140,7 @@ def serve() -> None:
 
 
 def _answer(function: Callable[[Any], Any], item: Any) -> tuple[Any, list[str], str]:
-    """The result, or what the user did wrong, or the traceback of a fault of ours."""
+    """Return the result, or what the user did wrong, or the traceback of a fault of ours."""
     import traceback
 
     try:

@@ -42,7 +42,8 @@ class StageRecipe(RecipePart):
     )
 
     def external_inputs(self) -> Json:
-        """What the result also depends on, beside the recipe and its inputs: by name, what identifies its content."""
+        """Return what the result also depends on, beside the recipe and its inputs: by name, what identifies its
+        content."""
         return {}
 
 
@@ -83,11 +84,11 @@ class ResolvedInput:
         """Whether it is a folder to look at: where a recipe makes it, a finished one, by the recipe as it is now."""
         if self.recipe is None:
             return Path(self.path).is_dir()
-        made = manifest.read_json(Path(self.path))
-        if made is None:
+        content = manifest.read_json(Path(self.path))
+        if content is None:
             return False
         now = json.loads(self.recipe.model_dump_json(exclude={"push"}))
-        return all(made["recipe"][key] == now[key] for key in made["recipe"].keys() & now.keys())
+        return all(content["recipe"][key] == now[key] for key in content["recipe"].keys() & now.keys())
 
 
 ResolvedInputs = dict[str, ResolvedInput]  # by the keys of a recipe, those of a list as `models.0`, `models.1` ...
@@ -120,7 +121,7 @@ class Section:
     variants: tuple[tuple[str, str], ...] = ()
 
     def of(self, values: Arguments) -> "Section":
-        """The section of a recipe with these values."""
+        """Return the section of a recipe with these values."""
         target = dict(self.variants).get(str(values.get(self.chosen_by)), self.target)
         return dataclasses.replace(self, target=target)
 
@@ -130,7 +131,7 @@ class Section:
 
 
 def marked(recipe_class: type[StageRecipe], marker: type) -> dict[str, Any]:
-    """The keys of a recipe that carry a marker (`Input`, `Section`), each with its marker."""
+    """Return the keys of a recipe that carry a marker (`Input`, `Section`), each with its marker."""
     return {
         name: item
         for name, field in recipe_class.model_fields.items()

@@ -24,7 +24,7 @@ COSTS = (
 
 
 def check_best(train: Arguments | None, known: Collection[str]) -> Iterator[tuple[str, str]]:
-    """What is wrong with the metric that chooses the best checkpoint, which Trainer tells after an evaluation.
+    """Yield what is wrong with the metric that chooses the best checkpoint, which Trainer tells after an evaluation.
 
     Args:
         known: what the training measures.
@@ -48,10 +48,10 @@ def limit_of(text: str) -> Limit:
     Raises:
         ValueError: if the text is no limit.
     """
-    found = _FORM.fullmatch(text.strip())
-    if found is None:
+    match = _FORM.fullmatch(text.strip())
+    if match is None:
         raise ValueError(f'must be like "<= 1.02x base" or ">= 0.4", got {text!r}')
-    return Limit(found[1] == "<=", float(found[2]), found[3] is not None)
+    return Limit(match[1] == "<=", float(match[2]), match[3] is not None)
 
 
 def _checked(text: str) -> str:
@@ -71,7 +71,7 @@ Accept = Annotated[
 def problems(
     limits: dict[str, str], measured: Collection[str], of_base: Collection[str], base: str
 ) -> Iterator[tuple[str, str]]:
-    """Limits on what is not measured, as problems of the recipe's keys.
+    """Yield limits on what is not measured, as problems of the recipe's keys.
 
     Args:
         measured: what is known of the result.
@@ -86,8 +86,8 @@ def problems(
 
 
 def judged(limits: dict[str, str], result: Metrics, base: Metrics, name: str = "") -> list[Json]:
-    """Each limit beside the value: `name`, `metric`, `limit`, `allowed` (the limit as a number), `value`, `base` and
-    whether it is `kept`, which needs a value.
+    """Return each limit beside the value: `name`, `metric`, `limit`, `allowed` (the limit as a number), `value`,
+    `base` and whether it is `kept`, which needs a value.
 
     Args:
         name: of the result, where there are several.
@@ -111,7 +111,7 @@ def judged(limits: dict[str, str], result: Metrics, base: Metrics, name: str = "
 
 
 def table(rows: list[Json]) -> list[str]:
-    """The limits for a person, a line each."""
+    """Return the limits for a person, a line each."""
     cells = [
         [
             " ".join(filter(None, (row["name"], row["metric"]))),
@@ -122,7 +122,7 @@ def table(rows: list[Json]) -> list[str]:
         for row in rows
     ]
     cells = [["", "value", "base", "limit", ""], *cells]
-    widths = [max(len(row[place]) for row in cells) for place in range(5)]
+    widths = [max(len(row[column]) for row in cells) for column in range(5)]
     return [
         "  ".join([row[0].ljust(widths[0]), *(row[at].rjust(widths[at]) for at in (1, 2, 3)), row[4]]).rstrip()
         for row in cells

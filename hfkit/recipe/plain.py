@@ -12,31 +12,31 @@ OWN = ("output_dir", "runtime_config")  # of sections: what hfkit sets, or what 
 
 
 def plain(value: object) -> Any:
-    """A value as YAML would have it: of an object of a library what differs from its defaults."""
+    """Return a value as YAML would have it: of an object of a library what differs from its defaults."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, Mapping):
-        return {name: plain(each) for name, each in value.items()}
+        return {name: plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple | set):
-        return [plain(each) for each in (sorted(value) if isinstance(value, set) else value)]
+        return [plain(item) for item in (sorted(value) if isinstance(value, set) else value)]
     if isinstance(value, enum.Enum):
         return value.value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return plain(_changed(value))
     if hasattr(value, "to_diff_dict"):
-        told = value.to_diff_dict()
+        changes = value.to_diff_dict()
         names = ("model_type", "transformers_version", "architectures", "quant_method")
-        return plain({name: each for name, each in told.items() if name not in names})
+        return plain({name: item for name, item in changes.items() if name not in names})
     return str(value).removeprefix("torch.") if type(value).__module__ == "torch" else value
 
 
 def _changed(value: Any) -> Json:
-    """The arguments of a dataclass that are not its defaults, which may be made in `__post_init__`."""
-    fields = [each for each in dataclasses.fields(value) if each.init]
-    needed = {each.name: getattr(value, each.name) for each in fields if _is_needed(each)}
+    """Return the arguments of a dataclass that are not its defaults, which may be made in `__post_init__`."""
+    fields = [field for field in dataclasses.fields(value) if field.init]
+    needed = {field.name: getattr(value, field.name) for field in fields if _is_needed(field)}
     default = type(value)(**needed)
-    changed = {each.name: getattr(value, each.name) for each in fields if each.name not in OWN}
-    return {name: each for name, each in changed.items() if each != getattr(default, name)}
+    changed = {field.name: getattr(value, field.name) for field in fields if field.name not in OWN}
+    return {name: field for name, field in changed.items() if field != getattr(default, name)}
 
 
 def _is_needed(field: "dataclasses.Field[Any]") -> bool:

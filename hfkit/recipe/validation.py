@@ -19,7 +19,7 @@ from hfkit.recipe.yaml_source import Key, Source
 
 
 def validate(source: Source, recipe_class: type[AnyRecipe]) -> AnyRecipe:
-    """The typed recipe.
+    """Return the typed recipe.
 
     Raises:
         HfkitError: with every mistake of the file and of the command line.
@@ -32,7 +32,7 @@ def validate(source: Source, recipe_class: type[AnyRecipe]) -> AnyRecipe:
 
 
 def parse(source: Source, recipe_class: type[AnyRecipe]) -> tuple[AnyRecipe | None, list[str]]:
-    """The typed recipe without a look at its sections, which takes their libraries; and its mistakes."""
+    """Return the typed recipe without a look at its sections, which takes their libraries; and its mistakes."""
     problems = list(source.problems)
     try:
         return recipe_class.model_validate(source.values), problems
@@ -41,7 +41,7 @@ def parse(source: Source, recipe_class: type[AnyRecipe]) -> tuple[AnyRecipe | No
 
 
 def section_problems(source: Source, recipe_class: type[AnyRecipe]) -> list[str]:
-    """What the sections' own classes, which this imports, find wrong with them."""
+    """Return what the sections' own classes, which this imports, find wrong with them."""
     problems: list[str] = []
     for name, section in marked(recipe_class, Section).items():
         section = section.of(source.values)
@@ -55,7 +55,7 @@ def section_problems(source: Source, recipe_class: type[AnyRecipe]) -> list[str]
 
 @functools.cache
 def section_model(section: Section) -> type[BaseModel]:
-    """A closed pydantic model of the arguments of the section's class."""
+    """Return a closed pydantic model of the arguments of the section's class."""
     cls = section.load_class()
     help_texts, reserved = _argument_help(cls), dict(section.reserved)
     fields: dict[str, Any] = {}
@@ -69,28 +69,32 @@ def section_model(section: Section) -> type[BaseModel]:
 
 
 def _arguments(cls: type) -> Iterator[tuple[str, Any, Any]]:
-    """Name, type and default of each argument: of a dataclass's fields, else as the docstring tells the types."""
+    """Yield name, type and default of each argument: of a dataclass's fields, else as the docstring tells the
+    types."""
     own = inspect.get_annotations(cls) if dataclasses.is_dataclass(cls) else {}
     if own:
         hints = inspect.get_annotations(cls, eval_str=True)
         yield from (
-            (each.name, hints[each.name], each.default)
-            for each in dataclasses.fields(cls)
-            if each.init and each.name in own
+            (field.name, hints[field.name], field.default)
+            for field in dataclasses.fields(cls)
+            if field.init and field.name in own
         )
         return
     parameters = inspect.signature(cls).parameters
-    is_whole = all(each.default is not each.empty or each.kind is each.VAR_KEYWORD for each in parameters.values())
+    is_whole = all(
+        parameter.default is not parameter.empty or parameter.kind is parameter.VAR_KEYWORD
+        for parameter in parameters.values()
+    )
     named = dict.fromkeys(name for name in (vars(cls()) if is_whole else ()) if not name.startswith("_"))
     for name, parameter in parameters.items():
         named |= {name: parameter.default} if parameter.kind is not inspect.Parameter.VAR_KEYWORD else {}
     for name, default in named.items():
-        told = re.search(rf"^\s+{name} \(`(\w+)`(?! ?or)", cls.__doc__ or "", re.MULTILINE)
-        yield name, {"int": int, "float": float, "bool": bool, "str": str}.get(told[1] if told else ""), default
+        match = re.search(rf"^\s+{name} \(`(\w+)`(?! ?or)", cls.__doc__ or "", re.MULTILINE)
+        yield name, {"int": int, "float": float, "bool": bool, "str": str}.get(match[1] if match else ""), default
 
 
 def _section_problems(section: Section, name: str, source: Source) -> list[str]:
-    """Reserved and unknown keys and wrong types; where there are none, what the class itself refuses."""
+    """Return reserved and unknown keys and wrong types; where there are none, what the class itself refuses."""
     reserved = dict(section.reserved)
     values = {key: value for key, value in source.values[name].items() if key not in reserved}
     problems = [
@@ -115,7 +119,8 @@ def _section_problems(section: Section, name: str, source: Source) -> list[str]:
 
 
 def _plain(hint: object) -> Any:
-    """A type hint in terms that YAML can hold: an enumeration by its values, a class as a mapping, None for any."""
+    """Return a type hint in terms that YAML can hold: an enumeration by its values, a class as a mapping, None for
+    any."""
     if hint is None:
         return bool | int | float | str | list[Any] | dict[str, Any]
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
@@ -134,7 +139,7 @@ def _plain(hint: object) -> Any:
 
 
 def _argument_help(cls: type) -> dict[str, str]:
-    """The description of each argument, from a docstring in the style of transformers."""
+    """Return the description of each argument, from a docstring in the style of transformers."""
     texts: dict[str, str] = {}
     names: list[str] = []
     for line in (cls.__doc__ or "").splitlines():
@@ -172,7 +177,7 @@ _RULES = {
 
 
 def _explain(error: pydantic.ValidationError, model: type[BaseModel], source: Source, prefix: Key) -> list[str]:
-    """One message a key; the branches of a union are told as one rule."""
+    """Return one message a key; the branches of a union are told as one rule."""
     messages: dict[Key, list[str]] = {}
     for item in error.errors():
         location, kind, context = prefix + item["loc"], item["type"], item.get("ctx", {})
@@ -200,22 +205,22 @@ def _explain(error: pydantic.ValidationError, model: type[BaseModel], source: So
 
 
 def _join(texts: list[str]) -> str:
-    """Several rules for one value: `must be a list or must be a string, got 3`."""
+    """Return several rules for one value as one: `must be a list or must be a string, got 3`."""
     rules = list(dict.fromkeys(texts))
     return " or ".join([rule.split(", got ")[0] for rule in rules[:-1]] + rules[-1:])
 
 
 def _known_keys(model: type[BaseModel], path: Key) -> set[str]:
-    """The keys that may stand where `path` leads."""
-    found: type[BaseModel] | None = model
+    """Return the keys that may stand where `path` leads."""
+    current: type[BaseModel] | None = model
     for part in path:
-        if isinstance(part, str) and found is not None:
-            found = _model_inside(found.model_fields[part].annotation)
-    return set(found.model_fields) if found is not None else set()
+        if isinstance(part, str) and current is not None:
+            current = _model_inside(current.model_fields[part].annotation)
+    return set(current.model_fields) if current is not None else set()
 
 
 def _model_inside(annotation: object) -> type[BaseModel] | None:
-    """The first pydantic model in a type hint."""
+    """Return the first pydantic model in a type hint."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next(filter(None, map(_model_inside, typing.get_args(annotation))), None)

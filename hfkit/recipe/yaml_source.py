@@ -33,7 +33,7 @@ class Source:
     problems: list[str] = dataclasses.field(default_factory=list)
 
     def problem(self, key: Key, message: str) -> str:
-        """`recipes/x.yaml:12: train.max_steps: MESSAGE`, with the line of the nearest key that was written."""
+        """Return `recipes/x.yaml:12: train.max_steps: MESSAGE`, with the line of the nearest key that was written."""
         near = key
         while near and near not in self.origins:
             near = near[:-1]
@@ -44,7 +44,7 @@ class Source:
         return f"{origin}: {name}: {message}" if name else f"{origin}: {message}"
 
     def get(self, key: Key) -> Any:
-        """The value at a key; None where there is none."""
+        """Return the value at a key; None where there is none."""
         value: Any = self.values
         for part in key:
             try:
@@ -54,7 +54,7 @@ class Source:
         return value
 
     def existing(self, key: Key) -> Key:
-        """The longest beginning of a key that was written."""
+        """Return the longest beginning of a key that was written."""
         value: Any = self.values
         for depth, part in enumerate(key):
             try:
@@ -92,7 +92,8 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Source:
 
 
 def _refuse_secrets(path: Path, text: str, overrides: Sequence[str]) -> None:
-    """Before anything of a recipe is shown or kept: what it says lands in manifests, cards and messages."""
+    """Refuse secrets before anything of a recipe is shown or kept: what it says lands in manifests, cards and
+    messages."""
     lines = [(f"{path}:{number}", line) for number, line in enumerate(text.splitlines(), 1)]
     lines += [("command line", override) for override in overrides]
     problems = [
@@ -116,7 +117,7 @@ def _compose(text: str, origin: str) -> yaml.Node | None:
 
 
 def _construct(node: yaml.Node, key: Key, source: Source, origin: str) -> Any:
-    """The value of a YAML node, with the line of everything in it noted in `source`."""
+    """Return the value of a YAML node, with the line of everything in it noted in `source`."""
     file = origin.split(":")[0]
     where = origin if file == "command line" else f"{file}:{node.start_mark.line + 1}"
     source.origins.setdefault(key, where)
@@ -151,7 +152,7 @@ def _scalar(text: str) -> Any:
 
 
 def _override_value(text: str, key: Key, source: Source) -> Any:
-    """The value behind `key=` on the command line: YAML, or where it is none the text itself.
+    """Return the value behind `key=` on the command line: YAML, or where it is none the text itself.
 
     `{question}` is a template, though YAML takes it for a mapping from `question` to nothing.
     """

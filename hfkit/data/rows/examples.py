@@ -85,8 +85,8 @@ class PackedExamples(torch.utils.data.Dataset):
             "position_ids": torch.zeros(self.sequence_length, dtype=torch.int64),
         }
         used = 0
-        for each in self.rows[index]:
-            example = self.examples[each]
+        for number in self.rows[index]:
+            example = self.examples[number]
             piece = slice(used, used + len(example["input_ids"]))
             row["input_ids"][piece] = example["input_ids"]
             row["labels"][piece] = example["labels"]
@@ -97,11 +97,11 @@ class PackedExamples(torch.utils.data.Dataset):
 
 
 def best_fit(lengths: list[int], room: int) -> list[list[int]]:
-    """Indices of pieces in rows of `room`: each, from the longest on, into the row that it fills best."""
+    """Return indices of pieces in rows of `room`: each, from the longest on, into the row that it fills best."""
     rows: list[list[int]] = []
     by_room: dict[int, list[int]] = {}  # free places -> rows that have so many
     free_sizes = [False] * (room + 1)
-    for index in sorted(range(len(lengths)), key=lambda each: (-lengths[each], each)):
+    for index in sorted(range(len(lengths)), key=lambda piece: (-lengths[piece], piece)):
         size = lengths[index]
         free = next((free for free in range(size, room + 1) if free_sizes[free]), None)
         if free is None:
@@ -117,61 +117,62 @@ def best_fit(lengths: list[int], room: int) -> list[list[int]]:
     return rows
 
 
-def task_examples(place: str, task: Task, tokenizer: "PreTrainedTokenizerBase", length: int, cache: Path) -> Path:
-    """The folder with the encoded examples of all splits of the data at `place`, made unless it is there already.
+def task_examples(path: str, task: Task, tokenizer: "PreTrainedTokenizerBase", length: int, cache: Path) -> Path:
+    """Return the folder with the encoded examples of all splits of the data at `path`, made unless it is there
+    already.
 
     Call it on the main process only.
 
     Raises:
         HfkitError: if nothing is left to learn, or a class of validation or test is unknown in training.
     """
-    digest = hashlib.sha256(manifest.content_of(place).encode())
+    digest = hashlib.sha256(manifest.content_of(path).encode())
     digest.update(tokenizer.backend_tokenizer.to_str().encode())
     said = [task.name, task.prompt, task.completion, task.messages, task.tools, task.label]
     digest.update(json.dumps([said, length, tokenizer.chat_template, tokenizer.eos_token_id]).encode())
 
     def make(work: Path) -> None:
-        labels = _labels(place, task) if task.has_classes else None
-        splits = {split: _encode_split(place, split, task, tokenizer, length, labels, work) for split in corpus.SPLITS}
+        labels = _labels(path, task) if task.has_classes else None
+        splits = {split: _encode_split(path, split, task, tokenizer, length, labels, work) for split in corpus.SPLITS}
         manifest.write_json(work / LAST, {"labels": labels, "splits": splits})
 
     return cached(path_of(cache, "examples", digest.hexdigest()), LAST, make)
 
 
-def _labels(place: str, task: Task) -> list[str]:
-    """The classes of the training split, in the order of their names; numbers in their own order."""
-    found, has_lists = {}, False
+def _labels(path: str, task: Task) -> list[str]:
+    """Return the classes of the training split, in the order of their names; numbers in their own order."""
+    labels, has_lists = {}, False
     for split in corpus.SPLITS:
-        found[split] = set[str]()
-        for row in corpus.rows(place, split):
-            found[split] |= {*task.references(row)}
+        labels[split] = set[str]()
+        for row in corpus.rows(path, split):
+            labels[split] |= {*task.references(row)}
             has_lists |= isinstance(row[task.label], list)
     for split in ("validation", "test"):
-        if unseen := sorted(found[split] - found["train"]):
+        if unseen := sorted(labels[split] - labels["train"]):
             raise HfkitError(
                 f"label: the {split} split has classes that training never sees: {', '.join(unseen[:5])}; "
                 f"give more data, or leave these out"
             )
-    if not found["train"]:
+    if not labels["train"]:
         raise HfkitError("label: no row of the train split has a class; give rows that have, or name another column")
-    if len(found["train"]) < 2 and not has_lists:
-        (only,) = found["train"]
+    if len(labels["train"]) < 2 and not has_lists:
+        (only,) = labels["train"]
         raise HfkitError(
             f"label: the train split has one class only, {only!r}, so that there is nothing to learn; give rows of "
             f"another class, or name another column"
         )
-    return sorted(found["train"], key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
+    return sorted(labels["train"], key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
 
 
 def _numbers_of(task: Task, row: corpus.Row, labels: list[str]) -> int | list[bool]:
-    """The number of a row's class, or of a list of classes a vector of whether each is among them."""
+    """Return the number of a row's class, or of a list of classes a vector of whether each is among them."""
     classes = task.references(row)
     is_list = isinstance(row[task.label], list)
     return [label in classes for label in labels] if is_list else labels.index(classes[0])
 
 
 def _encode_split(
-    place: str,
+    path: str,
     split: str,
     task: Task,
     tokenizer: "PreTrainedTokenizerBase",
@@ -182,13 +183,13 @@ def _encode_split(
     """Write one split's files. Returns its counts."""
     starts, classes = [0], list[int | list[bool]]()
     counts = {"rows": 0, "examples": 0, "cut": 0, "dropped": 0, "learned_tokens": 0, "bytes": 0}
-    rows = Bar(corpus.rows(place, split), f"encoding {split}")
+    rows = Bar(corpus.rows(path, split), f"encoding {split}")
     with (work / f"{split}.ids").open("wb") as ids_file, (work / f"{split}.learned").open("wb") as learned_file:
         for number, values in enumerate(rows, 1):
             try:
                 examples = task.encode(values, tokenizer, length)
             except HfkitError as error:
-                raise HfkitError(f"{place}: row {number} of the {split} split: {error}") from None
+                raise HfkitError(f"{path}: row {number} of the {split} split: {error}") from None
             counts["rows"] += 1
             counts["dropped"] += not examples
             for example in examples:
@@ -204,25 +205,25 @@ def _encode_split(
     np.save(work / f"{split}.classes.npy", np.asarray(classes, dtype=bool if np.ndim(classes) == 2 else np.int64))
     if not counts["learned_tokens"]:
         raise HfkitError(
-            f"data: the {split} split of {place} leaves nothing to learn ({counts['dropped']} rows do not fit into "
+            f"data: the {split} split of {path} leaves nothing to learn ({counts['dropped']} rows do not fit into "
             f"sequence_length={length}); raise sequence_length or give more data"
         )
     return counts
 
 
 def counted(counts: dict[str, int], length: int) -> str:
-    """The counts of a split, for a person."""
-    kept, cut, dropped = (f"{counts[name]:,}" for name in ("examples", "cut", "dropped"))
-    told = f"  {kept} examples, {cut} cut to {length} tokens, {dropped} dropped"
+    """Return the counts of a split, for a person."""
+    examples, cut, dropped = (f"{counts[name]:,}" for name in ("examples", "cut", "dropped"))
+    text = f"  {examples} examples, {cut} cut to {length} tokens, {dropped} dropped"
     if counts["examples"] <= counts["rows"]:
-        return told
-    cost = f"{kept} of {counts['rows']:,} chats"
-    return f"{told}\n  each answer is an example with the context that it would be written in: {cost}"
+        return text
+    cost = f"{examples} of {counts['rows']:,} chats"
+    return f"{text}\n  each answer is an example with the context that it would be written in: {cost}"
 
 
 def pad(batch: list[Json], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """Examples as one batch, padded on the right: `input_ids` and `attention_mask` (batch, longest), and the `labels`,
-    (batch, longest) of tokens, (batch,) of classes or (batch, classes) of multi-label ones."""
+    """Return examples as one batch, padded on the right: `input_ids` and `attention_mask` (batch, longest), and the
+    `labels`, (batch, longest) of tokens, (batch,) of classes or (batch, classes) of multi-label ones."""
 
     def padded(rows: list[torch.Tensor], value: int) -> torch.Tensor:
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
@@ -237,17 +238,17 @@ def pad(batch: list[Json], pad_token_id: int) -> dict[str, torch.Tensor]:
 
 
 def _are_of_tokens(labels: torch.Tensor) -> bool:
-    """Whether labels are those of tokens: of one class they are a number, of several a vector of floats."""
+    """Return whether labels are those of tokens: of one class they are a number, of several a vector of floats."""
     return labels.dim() > 0 and not labels.is_floating_point()
 
 
 def show_example(example: dict[str, torch.Tensor], tokenizer: "PreTrainedTokenizerBase", tokens: int = 60) -> str:
-    """The end of an example for a person: `[...]` is context that is not learned."""
+    """Return the end of an example for a person: `[...]` is context that is not learned."""
     ids, labels = example["input_ids"].tolist(), example["labels"].tolist()
     if not _are_of_tokens(example["labels"]):
         several = [number for number, is_so in enumerate(labels) if is_so] if isinstance(labels, list) else None
-        told = f"class {labels}" if several is None else f"classes {', '.join(map(str, several)) or 'none'}"
-        return f"  first example, of {told}: {tokenizer.decode(ids[:tokens])!r}"
+        classes = f"class {labels}" if several is None else f"classes {', '.join(map(str, several)) or 'none'}"
+        return f"  first example, of {classes}: {tokenizer.decode(ids[:tokens])!r}"
     learned = sum(label != IGNORED for label in labels)
     shown = []
     for token_id, label in list(zip(ids, labels, strict=True))[-tokens:]:

@@ -17,19 +17,19 @@ Collate = Callable[[list[Any]], dict[str, torch.Tensor]]
 
 
 def places(labels: torch.Tensor) -> torch.Tensor:
-    """The places (some,) in flat (batch, tokens) whose next token is learned."""
+    """Return the places (some,) in flat (batch, tokens) whose next token is learned."""
     is_learned = torch.zeros_like(labels, dtype=torch.bool)
     is_learned[:, :-1] = labels[:, 1:] != IGNORED
     return is_learned.flatten().nonzero()[:, 0]
 
 
 def taken(values: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
-    """The values (some, ...) at some places, of (batch, tokens, ...)."""
+    """Return the values (some, ...) at some places, of (batch, tokens, ...)."""
     return values.flatten(0, 1).index_select(0, at)
 
 
 def bounds(position_ids: torch.Tensor) -> Arguments:
-    """`BOUNDS` of packed documents, whose positions (batch, tokens) begin at 0.
+    """Return the `BOUNDS` of packed documents, whose positions (batch, tokens) begin at 0.
 
     By itself transformers finds the documents in batches of one row only; in larger ones flash attention would look
     across all of a row.
@@ -41,7 +41,7 @@ def bounds(position_ids: torch.Tensor) -> Arguments:
 
 
 def noting(collate: Collate, with_bounds: bool = False) -> Collate:
-    """A collator whose batches also hold their places, last, and before them the bounds of packed documents."""
+    """Return a collator whose batches also hold their places, last, and before them the bounds of packed documents."""
     return partial(_noted, collate, with_bounds)
 
 

@@ -68,9 +68,9 @@ class PackedRows(torch.utils.data.Dataset):
 
 
 def token_rows(
-    place: str, tokenizer: "PreTrainedTokenizerBase", sequence_length: int, packing: str, cache: Path
+    path: str, tokenizer: "PreTrainedTokenizerBase", sequence_length: int, packing: str, cache: Path
 ) -> Path:
-    """The folder with the packed rows of all splits of the data at `place`, made unless it is there already.
+    """Return the folder with the packed rows of all splits of the data at `path`, made unless it is there already.
 
     The folder's name contains data, tokenizer, length and packing. Call it on the main process only.
 
@@ -80,33 +80,33 @@ def token_rows(
 
     def make(work: Path) -> None:
         dtype = "uint16" if len(tokenizer) <= 1 << 16 else "uint32"
-        probe = [text[:PROBE_CHARACTERS] for text in islice(corpus.texts(place, "train"), PROBE_TEXTS)]
+        probe = [text[:PROBE_CHARACTERS] for text in islice(corpus.texts(path, "train"), PROBE_TEXTS)]
         encode, encoder = bulk_encoder(tokenizer, probe)
         splits = {}
         for split in corpus.SPLITS:
-            splits[split] = _pack_split(place, split, tokenizer, encode, sequence_length, packing, dtype, work)
+            splits[split] = _pack_split(path, split, tokenizer, encode, sequence_length, packing, dtype, work)
         content = {"sequence_length": sequence_length, "packing": packing, "dtype": dtype, "splits": splits}
         content["encoder"] = encoder
         manifest.write_json(work / LAST, content)
 
-    return cached(folder_of(place, tokenizer, sequence_length, packing, cache), LAST, make)
+    return cached(folder_of(path, tokenizer, sequence_length, packing, cache), LAST, make)
 
 
 def folder_of(
-    place: str, tokenizer: "PreTrainedTokenizerBase", sequence_length: int, packing: str, cache: Path
+    path: str, tokenizer: "PreTrainedTokenizerBase", sequence_length: int, packing: str, cache: Path
 ) -> Path:
-    """Where the packed rows of data are, or would be."""
+    """Return where the packed rows of data are, or would be."""
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     digest = hashlib.sha256()
-    digest.update(manifest.content_of(place).encode())
+    digest.update(manifest.content_of(path).encode())
     digest.update(tokenizer.backend_tokenizer.to_str().encode())
     digest.update(f"{tokenizer.bos_token_id} {tokenizer.eos_token_id} {sequence_length} {packing}".encode())
     return path_of(cache, "tokens", digest.hexdigest())
 
 
 def _pack_split(
-    place: str,
+    path: str,
     split: str,
     tokenizer: "PreTrainedTokenizerBase",
     encode: Encode,
@@ -118,7 +118,7 @@ def _pack_split(
     """Write one split's files. Returns its counts."""
     row_starts, predicted = [0], 0
     counts = {"documents": 0, "bytes": 0}
-    documents = _tokenize(corpus.texts(place, split), tokenizer, encode, counts, f"tokenizing {split}")
+    documents = _tokenize(corpus.texts(path, split), tokenizer, encode, counts, f"tokenizing {split}")
     rows = pack(documents, sequence_length, packing == "concatenate", tokenizer.pad_token_id)
     with (work / f"{split}.tokens").open("wb") as tokens_file, (work / f"{split}.pieces").open("wb") as pieces_file:
         for row, pieces in rows:
@@ -128,10 +128,10 @@ def _pack_split(
             predicted += sequence_length - len(pieces)  # all but the first token of each piece
     np.save(work / f"{split}.row_starts.npy", np.asarray(row_starts, dtype=np.int64))
     if not predicted:
-        raise HfkitError(f"data: the {split} split of {place} has no text; prepare more documents")
+        raise HfkitError(f"data: the {split} split of {path} has no text; prepare more documents")
     if split == "train" and predicted < sequence_length - 1:
         raise HfkitError(
-            f"sequence_length={sequence_length}: the train split of {place} has only {predicted} tokens to predict, "
+            f"sequence_length={sequence_length}: the train split of {path} has only {predicted} tokens to predict, "
             f"less than one row; prepare more documents or shorten sequence_length"
         )
     return {**counts, "rows": len(row_starts) - 1, "predicted_tokens": predicted}
@@ -170,7 +170,8 @@ def _tokenize(
     counts: dict[str, int],
     title: str,
 ) -> Iterator[np.ndarray]:
-    """Each document as ids between its BOS and its EOS. `counts` grows by the documents and bytes of text seen."""
+    """Yield each document as ids between its BOS and its EOS. `counts` grows by the documents and bytes of text
+    seen."""
     before = np.array([tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else [], np.int64)
     after = np.array([tokenizer.eos_token_id])
     with Bar(desc=title, unit="B", unit_scale=True, leave=True) as bar:
@@ -183,7 +184,7 @@ def _tokenize(
 
 
 def _batches(texts: Iterator[str]) -> Iterator[tuple[list[str], int]]:
-    """Lists of texts of about BATCH_BYTES together, each with its size in bytes of UTF-8."""
+    """Yield lists of texts of about BATCH_BYTES together, each with its size in bytes of UTF-8."""
     batch, size = list[str](), 0
     for text in texts:
         batch.append(text)
@@ -196,7 +197,7 @@ def _batches(texts: Iterator[str]) -> Iterator[tuple[list[str], int]]:
 
 
 def show_row(row: dict[str, torch.Tensor], tokenizer: "PreTrainedTokenizerBase", tokens: int = 24) -> str:
-    """The beginning of a row for a person: `[...]` is context that is not predicted."""
+    """Return the beginning of a row for a person: `[...]` is context that is not predicted."""
     shown = []
     for token_id, label in zip(row["input_ids"][:tokens].tolist(), row["labels"][:tokens].tolist(), strict=True):
         text = tokenizer.decode([token_id]).replace("\n", "\\n")

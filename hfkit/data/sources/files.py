@@ -29,7 +29,7 @@ class Lines(NamedTuple):
 
 
 def format_of(path: Path) -> str:
-    """The suffix below the compression: `.jsonl` of `a.jsonl.gz`."""
+    """Return the suffix below the compression: `.jsonl` of `a.jsonl.gz`."""
     return Path(path.stem).suffix.lower() if path.suffix.lower() in (".gz", ".zst") else path.suffix.lower()
 
 
@@ -44,7 +44,7 @@ def open_file(path: Path) -> IO[bytes]:
 
 
 def read_file(path: Path, document: str, columns: Columns, names: dict[str, str]) -> Iterator[ReadRow | BadRow]:
-    """The rows of a file.
+    """Yield the rows of a file.
 
     Raises:
         HfkitError: if the file cannot be read, or has no columns by these names.
@@ -65,12 +65,13 @@ def read_file(path: Path, document: str, columns: Columns, names: dict[str, str]
 
 
 def is_of_lines(path: Path, document: str) -> bool:
-    """Whether each line of a file is a row by itself, so that any block of its lines can be read alone."""
+    """Return whether each line of a file is a row by itself, so that any block of its lines can be read alone."""
     return format_of(path) == ".jsonl" or (format_of(path) not in (".csv", ".parquet") and document == "line")
 
 
 def blocks_of(path: Path) -> Iterator[Lines]:
-    """A file in blocks of about `BLOCK_BYTES`. Lines before a place that cannot be read come before the error."""
+    """Yield a file in blocks of about `BLOCK_BYTES`. Lines before a place that cannot be read come before the
+    error."""
     lines, size, first = list[bytes](), 0, 1
     failure = None
     try:
@@ -90,7 +91,7 @@ def blocks_of(path: Path) -> Iterator[Lines]:
 
 
 def read_lines(lines: Lines, columns: Columns, names: dict[str, str]) -> Iterator[ReadRow | BadRow]:
-    """The rows of some lines of a file."""
+    """Yield the rows of some lines of a file."""
     numbered = enumerate(io.BytesIO(lines.content), lines.first)
     if format_of(lines.path) == ".jsonl":
         yield from _read_jsonl(numbered, lines.path, columns, names)
@@ -102,7 +103,7 @@ def read_lines(lines: Lines, columns: Columns, names: dict[str, str]) -> Iterato
 
 
 def pieces(file: IO[bytes], origin: str, document: str) -> Iterator[ReadRow | BadRow]:
-    """A text as one document, as lines or as passages; the last two without holding all of it in memory."""
+    """Yield a text as one document, as lines or as passages; the last two without holding all of it in memory."""
     if document == "file":
         yield _decode(file.read(), origin)
         return
@@ -148,7 +149,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _decode(content: bytes, origin: str) -> ReadRow | BadRow:
-    """UTF-8, with or without a byte-order mark."""
+    """Decode UTF-8, with or without a byte-order mark."""
     try:
         return ReadRow({"text": content.decode().removeprefix("\ufeff")}, origin)
     except UnicodeDecodeError as error:
@@ -221,16 +222,16 @@ def _read_parquet(path: Path, columns: Columns, names: dict[str, str]) -> Iterat
             check_columns(names, table.schema_arrow.names, str(path))
             number = 0
             for batch in table.iter_batches(batch_size=1000, columns=list(dict.fromkeys(names.values()))):
-                for found in _rows_of(batch):
+                for row in _rows_of(batch):
                     origin = f"{path}:{number}"
-                    yield columns.row(found, names, origin) if isinstance(found, dict) else BadRow(origin, found)
+                    yield columns.row(row, names, origin) if isinstance(row, dict) else BadRow(origin, row)
                     number += 1
     except pyarrow.ArrowException as error:
         raise HfkitError(f"{path}: not a Parquet file: {error}; restore or remove the file") from None
 
 
 def _rows_of(batch: Any) -> Iterator[dict[str, Any] | str]:
-    """The rows of a record batch; in the place of one that Python cannot hold, what is wrong with it."""
+    """Yield the rows of a record batch; in the place of one that Python cannot hold, what is wrong with it."""
     try:
         yield from batch.to_pylist()
     except (ValueError, OverflowError):  # text that is not UTF-8, a date beyond the year 9999

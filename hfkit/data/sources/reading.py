@@ -72,7 +72,7 @@ class Source(RecipePart):
 
 
 def files_of(source: Source) -> list[Path]:
-    """The files of a `files` source, in the order of their names.
+    """Return the files of a `files` source, in the order of their names.
 
     Links are followed. A file that several names lead to is read once, so that links may lead in circles.
 
@@ -97,19 +97,19 @@ def files_of(source: Source) -> list[Path]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """The files in a folder and those below, each folder once.
+    """Yield the files in a folder and those below, each folder once.
 
     Raises:
         HfkitError: if one cannot be listed: its files would be missing without a word.
     """
     seen = set[Path]()
-    for place, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
+    for parent, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
         folders.sort()
-        if Path(place).resolve() in seen:
+        if Path(parent).resolve() in seen:
             folders.clear()
             continue
-        seen.add(Path(place).resolve())
-        yield from (Path(place, name) for name in names if _is_file(Path(place, name)))
+        seen.add(Path(parent).resolve())
+        yield from (Path(parent, name) for name in names if _is_file(Path(parent, name)))
 
 
 def _refuse(error: OSError) -> None:
@@ -117,7 +117,7 @@ def _refuse(error: OSError) -> None:
 
 
 def _is_file(path: Path) -> bool:
-    """Whether a path is a file.
+    """Return whether a path is a file.
 
     Raises:
         HfkitError: for a link to nothing in place of a file that would be read, but for editors' `.#name`.
@@ -139,7 +139,7 @@ class Slice(NamedTuple):
 
 
 def slices(index: int, source: Source, columns: Columns) -> Iterator[Slice]:
-    """The rows that `read` gives, in slices that can be worked on apart. Lines are left to be read there."""
+    """Yield the rows that `read` gives, in slices that can be worked on apart. Lines are left to be read there."""
     if source.files is None or source.limit is not None:
         yield from (Slice(index, rows) for rows in _grouped(read(source, columns)))
         return
@@ -153,18 +153,18 @@ def slices(index: int, source: Source, columns: Columns) -> Iterator[Slice]:
 
 
 def names_in(source: Source, columns: Columns) -> dict[str, str]:
-    """The names that the columns have in a source."""
+    """Return the names that the columns have in a source."""
     return {name: source.columns.get(name, source.text if name == "text" else name) for name in columns.kinds}
 
 
 def _grouped(rows: Iterator[ReadRow | BadRow]) -> Iterator[list[ReadRow | BadRow]]:
-    """Rows in groups. Those before one that cannot be had come before the error."""
+    """Yield rows in groups. Those before one that cannot be had come before the error."""
     group, size = list[ReadRow | BadRow](), 0
     failure = None
     try:
         for row in rows:
             group.append(row)
-            size += 0 if isinstance(row, BadRow) else sum(len(each) for each in row.values.values())
+            size += 0 if isinstance(row, BadRow) else sum(len(value) for value in row.values.values())
             if size >= SLICE_CHARACTERS or len(group) >= SLICE_ROWS:
                 yield group
                 group, size = [], 0
@@ -177,7 +177,7 @@ def _grouped(rows: Iterator[ReadRow | BadRow]) -> Iterator[list[ReadRow | BadRow
 
 
 def read(source: Source, columns: Columns, wanted: Callable[[str], bool] | None = None) -> Iterator[ReadRow | BadRow]:
-    """The rows of a source, and in their place those that cannot be read.
+    """Return the rows of a source, and in their place those that cannot be read.
 
     Args:
         wanted: of a module of a built-in source, whether its functions are wanted. By default all are.
@@ -206,9 +206,9 @@ def _read_builtin(
                 yield row._replace(group=module) if isinstance(row, ReadRow) else row
         return
     functions = stdlib.functions if source.builtin == "python-functions" else stdlib.packages
-    for found in functions(wanted):
-        origin = f"{source.builtin}/{found['module']}:{found['line']}"
-        yield columns.row(found, names, origin, group=str(found["module"]))
+    for function in functions(wanted):
+        origin = f"{source.builtin}/{function['module']}:{function['line']}"
+        yield columns.row(function, names, origin, group=str(function["module"]))
 
 
 def _read_hub(source: Source, columns: Columns, names: dict[str, str]) -> Iterator[ReadRow | BadRow]:
