@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def texts_of(task: Task, place: str, split: str, rows: list[corpus.Row]) -> Iterator[str]:
-    """The texts to calibrate on, of a split of the data at `place`: documents, or prompts with their completions.
+def texts_of(task: Task, path: str, split: str, rows: list[corpus.Row]) -> Iterator[str]:
+    """Yield the texts to calibrate on, of a split of the data at `path`: documents, or prompts with their completions.
 
     Args:
         rows: those that the result is evaluated on.
@@ -31,8 +31,8 @@ def texts_of(task: Task, place: str, split: str, rows: list[corpus.Row]) -> Iter
         HfkitError: if a text is one of them, there are none, or the data set lacks a column of the task.
     """
     of_evaluation = {task.as_text(row) for row in rows}
-    where, number = f"the {split} split of {place}", 0
-    for number, row in enumerate(corpus.rows(place, split, list(task.columns())), 1):
+    where, number = f"the {split} split of {path}", 0
+    for number, row in enumerate(corpus.rows(path, split, list(task.columns())), 1):
         if (text := task.as_text(row)) in of_evaluation:
             raise HfkitError(f"calibration: text {number} of {where} is evaluated on; choose others")
         yield text
@@ -41,7 +41,8 @@ def texts_of(task: Task, place: str, split: str, rows: list[corpus.Row]) -> Iter
 
 
 def calibration_rows(texts: Iterable[str], tokenizer: "PreTrainedTokenizerBase", length: int, count: int) -> Tensor:
-    """The beginning of the texts as rows of tokens, int64 (rows, length); where they end early, fewer than `count`.
+    """Return the beginning of the texts as rows of tokens, int64 (rows, length); where they end early, fewer than
+    `count`.
 
     The texts stand one behind the other, each between the tokenizer's BOS and EOS where it has them, and go on from
     row to row.
@@ -113,7 +114,7 @@ def prune_weights(
 
 
 def sparsity_of(model: "PreTrainedModel") -> dict[str, float]:
-    """The share of weights that are exactly 0, by the name of each matrix in the decoder's layers."""
+    """Return the share of weights that are exactly 0, by the name of each matrix in the decoder's layers."""
     prefix = layers_name(model)
     weights = {name: weight_of(matrix) for name, matrix in matrices_of(model.get_submodule(prefix)).items()}
     return {f"{prefix}.{name}": 1 - int(weight.count_nonzero()) / weight.numel() for name, weight in weights.items()}
@@ -137,14 +138,14 @@ class LayerCalls:
         self.next = 0
 
     def run(self) -> Iterator[Tensor]:
-        """The outputs of the next layer, a batch at a time."""
+        """Yield the outputs of the next layer, a batch at a time."""
         for states in self.states:
             args, options = self.rest[len(states)][self.next]
             outputs = self.layers[self.next](states, *args, **options)
             yield outputs[0] if isinstance(outputs, tuple) else outputs
 
     def go_on(self) -> None:
-        """To the layer behind: what the next layer gives is its input."""
+        """Go on to the layer behind: what the next layer gives is its input."""
         for index, states in enumerate(self.run()):
             self.states[index] = states
         self.next += 1
@@ -155,7 +156,7 @@ class _Reached(Exception):
 
 
 def _calls(model: "PreTrainedModel", layers: Sequence[nn.Module], ids: Tensor) -> list[tuple[tuple, Arguments]]:
-    """What the decoder calls its first layers with, (arguments, options) of each. It goes no further."""
+    """Return what the decoder calls its first layers with, (arguments, options) of each. It goes no further."""
     calls = list[tuple[tuple, dict[str, Any]]]()
 
     def note(_: nn.Module, args: tuple, options: Arguments) -> None:
@@ -177,34 +178,35 @@ def _calls(model: "PreTrainedModel", layers: Sequence[nn.Module], ids: Tensor) -
 def _input_statistics(
     matrices: dict[str, nn.Module], is_gram: bool, run: Callable[[], Iterator[Tensor]]
 ) -> dict[str, Tensor]:
-    """Of the inputs X (tokens, inputs) of each matrix while `run` runs: X^T X, or the sums of its squares (inputs,).
+    """Return, of the inputs X (tokens, inputs) of each matrix while `run` runs: X^T X, or the sums of its squares
+    (inputs,).
 
     In float32.
 
     Raises:
         HfkitError: if inputs are not finite.
     """
-    found = dict[str, Tensor]()
+    statistics = dict[str, Tensor]()
 
     def add(name: str, _: nn.Module, args: tuple) -> None:
         inputs = args[0].flatten(0, -2).float()
         if is_gram:
-            found[name].addmm_(inputs.T, inputs)
+            statistics[name].addmm_(inputs.T, inputs)
         else:
-            found[name].add_(inputs.square().sum(0))
+            statistics[name].add_(inputs.square().sum(0))
 
     hooks = []
     for name, matrix in matrices.items():
         weight = weight_of(matrix)  # (outputs, inputs)
-        found[name] = torch.zeros(weight.shape[1:] * (2 if is_gram else 1), device=weight.device)
+        statistics[name] = torch.zeros(weight.shape[1:] * (2 if is_gram else 1), device=weight.device)
         hooks.append(matrix.register_forward_pre_hook(partial(add, name)))
     for _ in run():
         pass
     for hook in hooks:
         hook.remove()
-    for name, statistic in found.items():
+    for name, statistic in statistics.items():
         if not statistic.isfinite().all():
             raise HfkitError(
                 f"method: the inputs of {name} are not finite; use float32, or magnitude, which needs none"
             )
-    return found
+    return statistics

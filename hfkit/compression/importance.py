@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def activation_importance(model: "PreTrainedModel", rows: Tensor, batch_size: int = 8) -> Importance:
-    """The importance of channels by the root of the sum of the squares of their activations on the rows.
+    """Return the importance of channels by the root of the sum of the squares of their activations on the rows.
 
     - A channel of the residual stream: what all norms give in it.
     - A channel of the MLP: what down_proj reads in it.
@@ -68,7 +68,7 @@ def layers_to_drop(
     by: Literal["block_influence", "angular_distance"],
     batch_size: int = 8,
 ) -> list[int]:
-    """The indices, ascending, of the layers that change the residual stream least; of equal ones the first.
+    """Return the indices, ascending, of the layers that change the residual stream least; of equal ones the first.
 
     - `block_influence`: the `count` layers with the least 1 - cos of input and output (ShortGPT, Men et al., 2024,
       arXiv 2403.03853).
@@ -98,7 +98,7 @@ def layers_to_drop(
 
 
 def _stream(model: "PreTrainedModel", batch: Tensor) -> list[Tensor]:
-    """The inputs of all layers and the output of the last, (rows, length, hidden) in float32."""
+    """Return the inputs of all layers and the output of the last, (rows, length, hidden) in float32."""
     stream = list[Tensor]()
     layers = model.get_submodule(layers_name(model))
     hooks = [layer.register_forward_pre_hook(lambda _, args: stream.append(args[0].float())) for layer in layers]

@@ -21,12 +21,12 @@ class Sparsity(NamedTuple):
     group: int | None = None
 
     def zeros(self, size: int) -> int:
-        """How many of so many weights become zero: floor(share * size)."""
+        """Return how many of so many weights become zero: floor(share * size)."""
         return int(self.share * size)
 
 
 def parse_sparsity(value: float | str) -> Sparsity:
-    """From a share such as 0.5, or from N:M such as "2:4": of each M consecutive inputs of an output N keep a weight.
+    """Parse a share such as 0.5, or N:M such as "2:4": of each M consecutive inputs of an output N keep a weight.
 
     Source of N:M: Zhou et al., 2021, arXiv 2102.04010.
 
@@ -34,9 +34,9 @@ def parse_sparsity(value: float | str) -> Sparsity:
         HfkitError: if it is neither, or leaves nothing or everything.
     """
     if pattern := re.fullmatch(r"(\d+):(\d+)", str(value)):
-        kept, group = int(pattern[1]), int(pattern[2])
-        if 0 < kept < group:
-            return Sparsity(Fraction(group - kept, group), group)
+        nonzero, group = int(pattern[1]), int(pattern[2])
+        if 0 < nonzero < group:
+            return Sparsity(Fraction(group - nonzero, group), group)
     else:
         try:
             share = Fraction(str(value))
@@ -103,7 +103,7 @@ def sparsegpt(
     step = sparsity.group or block_size  # columns that are decided at once
     block_size = -(-block_size // step) * step
     new = weight.detach().float().clone(memory_format=torch.contiguous_format)
-    kept = torch.ones_like(new, dtype=torch.bool)
+    mask = torch.ones_like(new, dtype=torch.bool)
     upper = _inverse_factor(gram.float(), damping)
     diagonal, is_alive = upper.diagonal(), gram.diagonal() > 0
     for start in range(0, inputs, block_size):
@@ -114,18 +114,18 @@ def sparsegpt(
                 these = slice(column, min(column + step, end))
                 costs = (new[:, these] / diagonal[these]).square() * is_alive[these]
                 if sparsity.group:
-                    kept[:, these] = _largest(costs, sparsity.zeros(step))
+                    mask[:, these] = _largest(costs, sparsity.zeros(step))
                 else:  # rounded in such a way that all columns so far have floor(share * size) zeros
                     zeros = sparsity.zeros(outputs * end) - sparsity.zeros(outputs * start)
-                    kept[:, these] = _largest(costs.view(1, -1), zeros).view_as(costs)
-            lost[:, column - start] = new[:, column] * ~kept[:, column] / diagonal[column]
+                    mask[:, these] = _largest(costs.view(1, -1), zeros).view_as(costs)
+            lost[:, column - start] = new[:, column] * ~mask[:, column] / diagonal[column]
             new[:, column:end] -= lost[:, column - start, None] * upper[column, column:end]
         new[:, end:] -= lost @ upper[start:end, end:]
-    return (new * kept).to(weight.dtype), kept
+    return (new * mask).to(weight.dtype), mask
 
 
 def _inverse_factor(hessian: Tensor, damping: float) -> Tensor:
-    """U, upper triangular, with U^T U = (H + damping)^-1.
+    """Return U, upper triangular, with U^T U = (H + damping)^-1.
 
     H read backwards has the factor L L^T; L read backwards is R, upper triangular, with H = R R^T; so U = R^-1. H is
     never inverted.
@@ -146,7 +146,7 @@ def _inverse_factor(hessian: Tensor, damping: float) -> Tensor:
 
 
 def _best(scores: Tensor, sparsity: Sparsity) -> Tensor:
-    """Whether a score is among those kept of its row, or of its group."""
+    """Return whether a score is among those kept of its row, or of its group."""
     _check_groups(scores.shape[1], sparsity)
     sets = scores.reshape(-1, sparsity.group or scores.shape[1])
     return _largest(sets, sparsity.zeros(sets.shape[1])).view_as(scores)
@@ -160,10 +160,11 @@ def _check_groups(inputs: int, sparsity: Sparsity) -> None:
 
 
 def _largest(scores: Tensor, zeros: int) -> Tensor:
-    """Whether a score is among all but the `zeros` smallest of its row, of equal ones the first: (rows, scores)."""
+    """Return whether a score is among all but the `zeros` smallest of its row, of equal ones the first: (rows,
+    scores)."""
     if zeros == 0:
         return torch.ones_like(scores, dtype=torch.bool)
     threshold = scores.kthvalue(zeros, dim=1, keepdim=True).values  # far less work than to sort
     above, at = scores > threshold, scores == threshold
-    places = scores.shape[1] - zeros - above.sum(1, keepdim=True)
-    return above | (at & (at.cumsum(1) <= places))
+    ties = scores.shape[1] - zeros - above.sum(1, keepdim=True)
+    return above | (at & (at.cumsum(1) <= ties))

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 
 def problems_with(
-    place: str,
+    path: str,
     pruning: Pruning,
     recover: Recover | None,
     sequence_length: int,
     has_classes: bool,
     trust_remote_code: bool,
 ) -> Iterator[tuple[str, str]]:
-    """Why the model at `place` cannot be pruned, from its configuration.
+    """Yield why the model at `path` cannot be pruned, from its configuration.
 
     Args:
         sequence_length: tokens of the rows that the pruning looks at, or that a recovery learns from.
@@ -39,9 +39,9 @@ def problems_with(
     Raises:
         HfkitError: if there is none that can be read.
     """
-    config = load_config(place, trust_remote_code)
-    if getattr(config, "quantization_config", None) is not None and not is_adapter(place):
-        yield "model", f"{place}: is quantized, and its weights cannot be pruned; name the model that it was made from"
+    config = load_config(path, trust_remote_code)
+    if getattr(config, "quantization_config", None) is not None and not is_adapter(path):
+        yield "model", f"{path}: is quantized, and its weights cannot be pruned; name the model that it was made from"
     elif pruning.method == "depth" and pruning.drop_layers >= config.get_text_config().num_hidden_layers:
         depth = config.get_text_config().num_hidden_layers
         rule = f"must be below the model's {depth} layers, got {pruning.drop_layers}"
@@ -63,7 +63,7 @@ def problems_with(
 
 
 def _check_losses(losses: list[Loss], pruning: Pruning, teacher: "PretrainedConfig") -> Iterator[tuple[str, str]]:
-    """What is wrong with the layers that losses compare, those of the unpruned model among them."""
+    """Yield what is wrong with the layers that losses compare, those of the unpruned model among them."""
     student = copy.copy(teacher)
     student.num_hidden_layers = max(teacher.num_hidden_layers - (pruning.drop_layers or 0), 1)
     student.hidden_size = pruning.hidden_size or teacher.hidden_size
@@ -85,7 +85,7 @@ def _check_groups(
 
 
 def prune(model: "PreTrainedModel", pruning: Pruning, rows: torch.Tensor | None) -> tuple[Any, Metrics]:
-    """The pruned model, and what is to be said of it. With masks it is the same model, changed in place.
+    """Return the pruned model, and what is to be said of it. With masks it is the same model, changed in place.
 
     Args:
         rows: tokens that show what the parts of the model do, int64 (rows, length); None for magnitude.
@@ -102,8 +102,8 @@ def prune(model: "PreTrainedModel", pruning: Pruning, rows: torch.Tensor | None)
     if pruning.method == "width":
         return sliced(model, **_widths(pruning), importance=activation_importance(model, rows)), _widths(pruning)
     dropped = layers_to_drop(model, rows, pruning.drop_layers or 0, pruning.by or "block_influence")
-    kept = [layer for layer in range(model.config.num_hidden_layers) if layer not in dropped]
-    return sliced(model, layers=kept), {"kept_layers": kept}
+    layers = [layer for layer in range(model.config.num_hidden_layers) if layer not in dropped]
+    return sliced(model, layers=layers), {"kept_layers": layers}
 
 
 def _widths(pruning: Pruning) -> Arguments:

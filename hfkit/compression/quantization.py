@@ -49,7 +49,7 @@ class Scheme(NamedTuple):
 
 
 def scheme_of(method: str, options: Arguments) -> Scheme:
-    """What the format of a method promises."""
+    """Return what the format of a method promises."""
     if method == "bitsandbytes" and options.get("load_in_8bit"):
         return Scheme(8, None, 4, 64)
     if method == "bitsandbytes":  # a float32 for each block; or one byte, and a float32 for each 256 of those
@@ -61,7 +61,7 @@ def scheme_of(method: str, options: Arguments) -> Scheme:
 
 
 def problems(method: str, options: Arguments) -> Iterator[tuple[str, str]]:
-    """Why a method does not run here."""
+    """Yield why a method does not run here."""
     if method == "bitsandbytes":
         if bool(options.get("load_in_8bit")) == bool(options.get("load_in_4bit")):
             yield "quantization", "must say either load_in_8bit: true or load_in_4bit: true"
@@ -87,9 +87,9 @@ def problems(method: str, options: Arguments) -> Iterator[tuple[str, str]]:
 
 
 def problems_with(
-    place: str, method: str, options: Arguments, has_classes: bool, trust_remote_code: bool
+    path: str, method: str, options: Arguments, has_classes: bool, trust_remote_code: bool
 ) -> Iterator[tuple[str, str]]:
-    """Why the model at `place` cannot be quantized, from its configuration.
+    """Yield why the model at `path` cannot be quantized, from its configuration.
 
     Args:
         options: arguments of the method.
@@ -97,9 +97,9 @@ def problems_with(
     Raises:
         HfkitError: if there is none that can be read.
     """
-    config = load_config(place, trust_remote_code)
-    if not is_adapter(place) and getattr(config, "quantization_config", None) is not None:
-        yield "model", f"{place}: is quantized already; name the model that it was made from"
+    config = load_config(path, trust_remote_code)
+    if not is_adapter(path) and getattr(config, "quantization_config", None) is not None:
+        yield "model", f"{path}: is quantized already; name the model that it was made from"
         return
     empty = empty_model(config, auto_class_of(config, has_classes), trust_remote_code)
     whole = whole_modules(empty)
@@ -117,7 +117,7 @@ def problems_with(
 
 
 def quantize(
-    place: str,
+    path: str,
     output: Path,
     method: str,
     options: Arguments,
@@ -129,7 +129,7 @@ def quantize(
     """Write the quantized model and its tokenizer.
 
     Args:
-        place: a whole model, no adapter.
+        path: a whole model, no adapter.
         options: arguments of the method.
         texts: for a method that looks at some.
 
@@ -139,12 +139,12 @@ def quantize(
     Raises:
         HfkitError: if the method refuses the model, left it whole, or does not keep what its format promises.
     """
-    config = load_config(place, trust_remote_code)
+    config = load_config(path, trust_remote_code)
     empty = empty_model(config, auto_class_of(config, task.has_classes), trust_remote_code)
-    grow(empty, tokenizer, place)
+    grow(empty, tokenizer, path)
     settings = _settings(method, options, empty, tokenizer, texts)
     model: Any = load_model(
-        place,
+        path,
         task.has_classes,
         dtype=torch.bfloat16,
         quantization=settings,
@@ -153,7 +153,7 @@ def quantize(
     done = quantized_modules(model)
     left = [name for name in matrices_of(empty) if name not in done]
     if not done:
-        raise HfkitError(f"method: {method} left every matrix of {place} whole; use another method")
+        raise HfkitError(f"method: {method} left every matrix of {path} whole; use another method")
     if heads := sorted(set(done) & set(whole_modules(empty))):
         raise HfkitError(f"method: {method} has quantized {', '.join(heads)}, which should stay whole; use another")
     if method == "gptq":
@@ -163,16 +163,17 @@ def quantize(
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
 
-    size = sum(path.stat().st_size for path in output.glob("*.safetensors"))
+    size = sum(file.stat().st_size for file in output.glob("*.safetensors"))
     promised = promised_bytes(empty, done, scheme_of(method, options))
     if size > promised * ROOM:
-        told = f"{size:,} bytes of weights were written, and {method} promises {promised:,.0f}"
-        raise HfkitError(f"quantization: {told}; use another scheme")
+        message = f"{size:,} bytes of weights were written, and {method} promises {promised:,.0f}"
+        raise HfkitError(f"quantization: {message}; use another scheme")
     return {"quantized_modules": done, "whole_modules": left, "promised_bytes": promised, "weight_bytes": size}
 
 
 def promised_bytes(empty: nn.Module, quantized: list[str], scheme: Scheme) -> int:
-    """What weights should take on disk: those of `quantized` by the scheme, all others in 16 bit, tied ones once."""
+    """Return what weights should take on disk: those of `quantized` by the scheme, all others in 16 bit, tied ones
+    once."""
     modules = dict(empty.named_modules())
     of_quantized = {f"{name}.weight" for name in quantized}
     tied = set(getattr(empty, "all_tied_weights_keys", {}))
@@ -188,7 +189,8 @@ def promised_bytes(empty: nn.Module, quantized: list[str], scheme: Scheme) -> in
 def _settings(
     method: str, options: Arguments, empty: Any, tokenizer: "PreTrainedTokenizerBase", texts: list[str]
 ) -> Any:
-    """The configuration of a method for a model, whose list of modules to skip adds to those that stay whole."""
+    """Return the configuration of a method for a model, whose list of modules to skip adds to those that stay
+    whole."""
     whole = whole_modules(empty)
     try:
         if method == "bitsandbytes":
@@ -209,11 +211,11 @@ def _settings(
 
 
 def _full_names(names: list[str], empty: nn.Module) -> list[str]:
-    """The modules that end with these names: torchao leaves only those whole that are named in full."""
-    found = []
+    """Return the modules that end with these names: torchao leaves only those whole that are named in full."""
+    full_names = []
     for name in names:
-        full = [each for each, _ in empty.named_modules() if f".{each}".endswith(f".{name}")]
+        full = [module for module, _ in empty.named_modules() if f".{module}".endswith(f".{name}")]
         if not full:
             raise ValueError(f"modules_to_not_convert={name}: names no module of the model")
-        found += full
-    return found
+        full_names += full
+    return full_names

@@ -60,8 +60,8 @@ def recover(
     metrics = fit(trainer, output, checkpoint, data.tokens_a_row, settings.sequence_length)
     save(trainer, tokenizer, output)
     seconds = metrics.pop("train_seconds")
-    kept = {name: value for name, value in metrics.items() if name not in ("device", "seed")}
-    return {f"recovery_{name}": value for name, value in kept.items()} | {"train_seconds": seconds}
+    results = {name: value for name, value in metrics.items() if name not in ("device", "seed")}
+    return {f"recovery_{name}": value for name, value in results.items()} | {"train_seconds": seconds}
 
 
 class HoldMasks(TrainerCallback):
@@ -81,5 +81,5 @@ class HoldMasks(TrainerCallback):
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        for weight, kept in self.kept:
-            weight.mul_(kept)
+        for weight, mask in self.kept:
+            weight.mul_(mask)

@@ -52,13 +52,13 @@ class Pruning(RecipePart):
     @model_validator(mode="after")
     def _own_arguments(self) -> "Pruning":
         takes = ARGUMENTS[self.method]
-        given = [name for name in type(self).model_fields if name != "method" and getattr(self, name) is not None]
-        for name in given:
+        names = [name for name in type(self).model_fields if name != "method" and getattr(self, name) is not None]
+        for name in names:
             if name not in takes:
                 raise ValueError(
                     f"{name}={getattr(self, name)}: {self.method} takes {', '.join(takes)}; delete the key"
                 )
-        if not set(given) - {"by"}:
+        if not set(names) - {"by"}:
             raise ValueError(f"method={self.method}: does not say how much to prune; set {' or '.join(takes)}")
         if self.sparsity is not None:
             share = _share(self.sparsity)
@@ -77,10 +77,10 @@ class Pruning(RecipePart):
 
 
 def _share(sparsity: float | str) -> float | None:
-    """The share of zeros; None for what is none."""
-    kept, _, group = str(sparsity).partition(":")
+    """Return the share of zeros; None for what is none."""
+    share, _, group = str(sparsity).partition(":")
     try:
-        return 1 - int(kept) / int(group) if group else float(sparsity)
+        return 1 - int(share) / int(group) if group else float(sparsity)
     except (ValueError, ZeroDivisionError):
         return None
 
@@ -98,24 +98,24 @@ class Recover(RecipePart):
 
     @property
     def has_teacher(self) -> bool:
-        return any(each.loss != "cross_entropy" for each in self.losses)
+        return any(loss.loss != "cross_entropy" for loss in self.losses)
 
 
 def check_recover(recover: Recover) -> Iterator[tuple[str, str]]:
-    """What a list of losses gets wrong."""
-    if not sum(each.weight for each in recover.losses):
+    """Yield what a list of losses gets wrong."""
+    if not sum(loss.weight for loss in recover.losses):
         yield "recover.losses", "the weights sum to 0, so that nothing would be learned; raise one"
-    for index, each in enumerate(recover.losses):
-        if each.loss == "uld":
+    for index, loss in enumerate(recover.losses):
+        if loss.loss == "uld":
             yield f"recover.losses.{index}", "uld: the unpruned model has the same tokens; use forward_kl"
-        if each.spec.compares == "layers" and each.kind == "maps":
+        if loss.spec.compares == "layers" and loss.kind == "maps":
             yield f"recover.losses.{index}.kind", "maps are not kept in a recovery; use `kind: relations`"
 
 
 def check_calibration(
     task: Task, inputs: ResolvedInputs, calibration_split: str, split: str, needed: bool, by: str
 ) -> Iterator[tuple[str, str]]:
-    """What is wrong with the text that a method looks at.
+    """Yield what is wrong with the text that a method looks at.
 
     Args:
         split: that the result is evaluated on.

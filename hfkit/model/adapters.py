@@ -23,7 +23,7 @@ ROUNDING = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2, "quantized": 0.1
 
 
 def adapt(model: "PreTrainedModel", lora: Arguments, has_classes: bool, is_quantized: bool) -> Any:
-    """The model with a new adapter, the only thing that is trained.
+    """Return the model with a new adapter, the only thing that is trained.
 
     Args:
         lora: arguments of `peft.LoraConfig`. By default it adapts every linear layer but the head.
@@ -80,8 +80,8 @@ def merge(adapter: Path, output: Path, has_classes: bool, quantization: Argument
     del adapted
     fresh = load_model(str(adapter), has_classes, quantization=quantization, dequantize=True)
     merged(fresh).save_pretrained(output)
-    found = _logits(load_model(str(output), has_classes), ids)
-    effect, difference, size = (_rms(each) for each in (expected - base, found - expected, expected))
+    merged_logits = _logits(load_model(str(output), has_classes), ids)
+    effect, difference, size = (_rms(logits) for logits in (expected - base, merged_logits - expected, expected))
     drift = difference / max(effect, 1e-12)
     rounding = ROUNDING["quantized" if is_quantized else dtype]
     if not difference <= max(MOST_DRIFT * effect, rounding * size):
@@ -130,8 +130,8 @@ def _logits(model: "PreTrainedModel", ids: torch.Tensor) -> torch.Tensor:
     return model.eval()(input_ids=ids.to(model.device)).logits.float().cpu()
 
 
-def refuse_adapter(place: str) -> str | None:
-    """Why a model cannot be trained further, if it is an adapter."""
-    if is_adapter(place):
-        return f"{place}: is an adapter; train it with `merge: true` and name its folder merged/"
+def refuse_adapter(path: str) -> str | None:
+    """Return why a model cannot be trained further, if it is an adapter."""
+    if is_adapter(path):
+        return f"{path}: is an adapter; train it with `merge: true` and name its folder merged/"
     return None

@@ -7,8 +7,8 @@ if TYPE_CHECKING:
 
 
 def training_flops_per_token(model: "PreTrainedModel", sequence_length: int) -> float:
-    """Forward and backward: 6 per trained weight that multiplies, 4 per frozen one, and 12 * layers * width * tokens
-    for attention.
+    """Return the FLOPs of forward and backward: 6 per trained weight that multiplies, 4 per frozen one, and 12 *
+    layers * width * tokens for attention.
 
     Source: PaLM (arXiv 2204.02311), appendix B. A frozen weight passes gradients on but gets none. An embedding that
     is not the head too only looks rows up.

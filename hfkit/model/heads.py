@@ -19,7 +19,7 @@ PROBE_SIZE = 1e3  # of the largest logit: caps are at 30 to 50
 
 
 def causal_of(model: "PreTrainedModel") -> "PreTrainedModel":
-    """The causal model itself, also where an adapter is on it."""
+    """Return the causal model itself, also where an adapter is on it."""
     from peft import PeftModel
 
     return model.get_base_model() if isinstance(model, PeftModel) else model
@@ -36,7 +36,7 @@ def head_of(model: "PreTrainedModel") -> nn.Module:
 
 @contextlib.contextmanager
 def portable_attention(model: "PreTrainedModel") -> Iterator[None]:
-    """Attention that runs on every device and in every precision: kernels such as flash are for training alone."""
+    """Use attention that runs on every device and in every precision: kernels such as flash are for training alone."""
     config = causal_of(model).config
     own = config._attn_implementation
     if own not in (None, "eager", "sdpa"):
@@ -49,7 +49,7 @@ def portable_attention(model: "PreTrainedModel") -> Iterator[None]:
 
 @torch.no_grad()
 def is_plain(model: "PreTrainedModel") -> bool:
-    """Whether its logits are its head's output for its decoder's last hidden states, and nothing more.
+    """Return whether its logits are its head's output for its decoder's last hidden states, and nothing more.
 
     Some models cap or scale their logits (Gemma 2, Cohere, Granite). A forward pass of a few tokens shows it: the
     head is given what the decoder gives, but so much larger that a cap would show in a model of any weights.

@@ -12,7 +12,7 @@ MATRICES = (nn.Linear, Conv1D)
 
 def matrices_of(module: nn.Module) -> dict[str, nn.Module]:
     """Return the linear maps in a module, by name."""
-    return {name: each for name, each in module.named_modules() if isinstance(each, MATRICES)}
+    return {name: submodule for name, submodule in module.named_modules() if isinstance(submodule, MATRICES)}
 
 
 def weight_of(matrix: nn.Module) -> torch.Tensor:

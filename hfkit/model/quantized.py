@@ -21,22 +21,23 @@ HEADS = ("lm_head", "score", "classifier", "classification_head")
 
 
 def empty_model(config: "PretrainedConfig", auto_class: Any, trust_remote_code: bool = False) -> "PreTrainedModel":
-    """The modules and shapes of a model, without memory for its weights."""
+    """Return the modules and shapes of a model, without memory for its weights."""
     with torch.device("meta"):
         return auto_class.from_config(config, trust_remote_code=trust_remote_code)
 
 
 def whole_modules(model: "PreTrainedModel") -> list[str]:
-    """The modules that no scheme should quantize: output embeddings, what is tied to the input embeddings, and heads
-    of classes. Every quantizer of transformers leaves them alone, unless it is given a list of its own."""
+    """Return the modules that no scheme should quantize: output embeddings, what is tied to the input embeddings, and
+    heads of classes. Every quantizer of transformers leaves them alone, unless it is given a list of its own."""
     heads = {name for name, _ in model.named_children() if name in HEADS}
     return sorted(heads | set(get_keys_to_not_convert(model)))
 
 
 def bitsandbytes_config(quantization: Arguments, model: "PreTrainedModel") -> Any:
-    """`BitsAndBytesConfig` of a recipe's section, whose list of modules to skip adds to `whole_modules`: as it is, it
-    would replace them, and the head would be quantized (transformers #45674). Where a GPU multiplies bfloat16, 4-bit
-    weights are multiplied in it: the library's own default is float32, for which tensor cores do nothing.
+    """Return the `BitsAndBytesConfig` of a recipe's section, whose list of modules to skip adds to `whole_modules`: as
+    it is, it would replace them, and the head would be quantized (transformers #45674). Where a GPU multiplies
+    bfloat16, 4-bit weights are multiplied in it: the library's own default is float32, for which tensor cores do
+    nothing.
 
     Raises:
         HfkitError: for a model whose sizes the scheme cannot take on this machine.
@@ -70,7 +71,7 @@ def _check_blocks(model: "PreTrainedModel", skipped: set[str]) -> None:
 
 
 def quantized_modules(model: nn.Module) -> list[str]:
-    """The names of the linear maps whose weights are quantized, by whatever library."""
+    """Return the names of the linear maps whose weights are quantized, by whatever library."""
     return [
         name
         for name, module in model.named_modules()
@@ -79,15 +80,17 @@ def quantized_modules(model: nn.Module) -> list[str]:
 
 
 def _is_whole(module: nn.Module) -> bool:
-    """Whether the weight is a plain parameter of floating-point numbers: libraries keep theirs in classes of their
-    own, whatever the type of the numbers that they pack."""
+    """Return whether the weight is a plain parameter of floating-point numbers: libraries keep theirs in classes of
+    their own, whatever the type of the numbers that they pack."""
     weight = getattr(module, "weight", None)
     return type(weight) is nn.Parameter and weight.is_floating_point()
 
 
 def dequantized(model: "PreTrainedModel") -> "PreTrainedModel":
     """Return a quantized model with plain float32 weights, which saves as the model that it was made from."""
-    turned = [name for name, each in model.named_modules() if issubclass(getattr(each, "source_cls", object), Conv1D)]
+    turned = [
+        name for name, module in model.named_modules() if issubclass(getattr(module, "source_cls", object), Conv1D)
+    ]
     model = model.dequantize().float()
     for name in turned:  # bitsandbytes gives back nn.Linear for whatever it has replaced
         model.set_submodule(name, as_conv1d(model.get_submodule(name)))

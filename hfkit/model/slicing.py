@@ -70,7 +70,8 @@ def sliced(
     num_key_value_heads: int | None = None,
     importance: Importance | None = None,
 ) -> "PreTrainedModel":
-    """A new model of the same class with these layers and sizes; what is None stays as it is. `model` is not changed.
+    """Return a new model of the same class with these layers and sizes; what is None stays as it is. `model` is not
+    changed.
 
     Args:
         layers: indices of the layers to keep, ascending.
@@ -93,16 +94,16 @@ def sliced(
     if model.can_generate():
         smaller.generation_config = copy.deepcopy(model.generation_config)
 
-    kept, norm_scale = {}, 1.0
+    channels, norm_scale = {}, 1.0
     if any(wanted.values()):
-        kept = _kept_channels(model.config, config, importance or weight_importance(model))
+        channels = _kept_channels(model.config, config, importance or weight_importance(model))
         # RMSNorm takes its mean over fewer channels now. With this factor the result is, but for epsilon, the model
         # with zeros in the dropped channels; without it, and with a factor measured on data, losses were higher.
         norm_scale = (model.config.hidden_size / config.hidden_size) ** 0.5
     with torch.no_grad():
         for name, target in smaller.state_dict().items():
             layer, source = _source(name, prefix, layers)
-            weight = _taken(weights[source], source, kept, layer) if source in weights else target.new_empty(0)
+            weight = _taken(weights[source], source, channels, layer) if source in weights else target.new_empty(0)
             if weight.shape != target.shape:
                 raise HfkitError(
                     f"layers: {layers} cannot stand behind one another, since a layer's kind depends on its place: "
@@ -120,7 +121,7 @@ def check_slice(
     num_attention_heads: int | None = None,
     num_key_value_heads: int | None = None,
 ) -> Iterator[tuple[str, str]]:
-    """What stands against such a slice of a model with this configuration: each key with its problem."""
+    """Yield what stands against such a slice of a model with this configuration: each key with its problem."""
     wanted = dict(zip(WIDTHS, (hidden_size, intermediate_size, num_attention_heads, num_key_value_heads), strict=True))
     key = next((name for name, value in {"layers": layers, **wanted}.items() if value is not None), "layers")
     if config.is_encoder_decoder or config.sub_configs:
@@ -151,47 +152,49 @@ def _check_layers(config: "PretrainedConfig", layers: list[int] | None) -> Itera
 
 
 def _check_widths(config: "PretrainedConfig", wanted: dict[str, int | None]) -> Iterator[tuple[str, str]]:
-    given = {key: value for key, value in wanted.items() if value is not None}
-    if given and config.model_type not in WIDTH_MODELS:
+    widths = {key: value for key, value in wanted.items() if value is not None}
+    if widths and config.model_type not in WIDTH_MODELS:
         known = ", ".join(WIDTH_MODELS)
         what = f"a model of type {config.model_type} cannot be made narrower, only {known}"
-        yield next(iter(given)), f"{what}; keep some of its layers instead, with `layers`"
+        yield next(iter(widths)), f"{what}; keep some of its layers instead, with `layers`"
         return
-    wrong = {key: value for key, value in given.items() if not 1 <= value <= getattr(config, key)}
+    wrong = {key: value for key, value in widths.items() if not 1 <= value <= getattr(config, key)}
     for key, value in wrong.items():
         yield key, f"must be from 1 to the model's {getattr(config, key)}, got {value}"
-    if given and not wrong:
+    if widths and not wrong:
         sizes = _sizes(config, wanted)
         heads, groups = sizes["num_attention_heads"], sizes["num_key_value_heads"]
         most = groups * (config.num_attention_heads // config.num_key_value_heads)
         if heads % groups or heads > most:
             rule = f"must be a multiple of the {groups} key and value heads, and at most their {most} query heads"
             yield "num_attention_heads", f"{rule}, got {heads}; change it or num_key_value_heads"
-    is_narrower = given.get("hidden_size", config.hidden_size) != config.hidden_size
+    is_narrower = widths.get("hidden_size", config.hidden_size) != config.hidden_size
     if is_narrower and config.model_type == "hfkit" and config.position_embedding_type == "sinusoidal":
         yield "hidden_size", "sinusoidal positions change with the width, so that no channel can be dropped; delete it"
 
 
 def _sizes(config: "PretrainedConfig", wanted: dict[str, int | None]) -> dict[str, int]:
-    """All the widths of the result, the width of a head among them; none if none is to change."""
-    given = {key: value for key, value in wanted.items() if value is not None}
-    if not given:
+    """Return all the widths of the result, the width of a head among them; none if none is to change."""
+    widths = {key: value for key, value in wanted.items() if value is not None}
+    if not widths:
         return {}
     heads, groups = config.num_attention_heads, config.num_key_value_heads
-    kept_groups = given.get("num_attention_heads", groups) if heads == groups else groups
-    kept_groups = given.get("num_key_value_heads", kept_groups)
+    kept_groups = widths.get("num_attention_heads", groups) if heads == groups else groups
+    kept_groups = widths.get("num_key_value_heads", kept_groups)
     kept_heads = kept_groups * (heads // groups)
     sizes = {"num_attention_heads": kept_heads, "num_key_value_heads": kept_groups, "head_dim": _head_dim(config)}
-    return {"hidden_size": config.hidden_size, "intermediate_size": config.intermediate_size, **sizes, **given}
+    return {"hidden_size": config.hidden_size, "intermediate_size": config.intermediate_size, **sizes, **widths}
 
 
 def _head_dim(config: "PretrainedConfig") -> int:
-    """Not every configuration names it; it must be named once the sizes that it came from change."""
+    """Return the width of a head. Not every configuration names it; it must be named once the sizes that it came from
+    change."""
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def _smaller_config(config: "PretrainedConfig", layers: Sequence[int], sizes: dict[str, int]) -> "PretrainedConfig":
-    """The configuration with these layers and sizes, made anew as from its file, so that its own checks see it."""
+    """Return the configuration with these layers and sizes, made anew as from its file, so that its own checks see
+    it."""
     smaller = copy.deepcopy(config)
     smaller.name_or_path = ""  # by which an adapter would name its base
     smaller.num_hidden_layers = len(layers)
@@ -204,7 +207,7 @@ def _smaller_config(config: "PretrainedConfig", layers: Sequence[int], sizes: di
 
 
 def weight_importance(model: "PreTrainedModel") -> Importance:
-    """The importance of channels by the weights that write and read them, without data.
+    """Return the importance of channels by the weights that write and read them, without data.
 
     - A channel of the MLP: ||gate|| ||up|| ||down||, its rows of the first two and its column of the last.
     - A query head: ||value|| ||output||, the rows of its value head and its columns of o_proj.
@@ -236,17 +239,17 @@ def weight_importance(model: "PreTrainedModel") -> Importance:
 
 
 def _squares(weight: torch.Tensor, axis: int) -> torch.Tensor:
-    """The sum of the squares along an axis, in float32."""
+    """Return the sum of the squares along an axis, in float32."""
     return weight.detach().float().square().sum(axis)
 
 
 def _kept_channels(
     config: "PretrainedConfig", smaller: "PretrainedConfig", importance: Importance
 ) -> dict[str, list[torch.Tensor]]:
-    """Of each kind of channel in `AXES` the indices to keep in each layer of the larger model, ascending."""
+    """Return, of each kind of channel, in `AXES` the indices to keep in each layer of the larger model, ascending."""
     head_dim, groups = _head_dim(config), config.num_key_value_heads
     heads_of_group = smaller.num_attention_heads // smaller.num_key_value_heads
-    kept: dict[str, list[torch.Tensor]] = {"queries": [], "keys": []}
+    channels: dict[str, list[torch.Tensor]] = {"queries": [], "keys": []}
     for scores in importance.heads:
         by_group = scores.view(groups, -1)  # (groups, heads of a group)
         kept_groups = _highest(by_group.topk(heads_of_group).values.norm(dim=1), smaller.num_key_value_heads)
@@ -254,25 +257,29 @@ def _kept_channels(
             [group * by_group.shape[1] + _highest(by_group[group], heads_of_group) for group in kept_groups]
         )
         for kind, indices in (("queries", kept_heads), ("keys", kept_groups)):
-            kept[kind].append((indices[:, None] * head_dim + torch.arange(head_dim, device=indices.device)).flatten())
-    kept["hidden"] = [_highest(importance.hidden, smaller.hidden_size)] * len(importance.heads)
-    kept["intermediate"] = [_highest(scores, smaller.intermediate_size) for scores in importance.intermediate]
-    return kept
+            channels[kind].append(
+                (indices[:, None] * head_dim + torch.arange(head_dim, device=indices.device)).flatten()
+            )
+    channels["hidden"] = [_highest(importance.hidden, smaller.hidden_size)] * len(importance.heads)
+    channels["intermediate"] = [_highest(scores, smaller.intermediate_size) for scores in importance.intermediate]
+    return channels
 
 
 def _highest(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """The indices of the highest scores, ascending; of equal scores the first."""
+    """Return the indices of the highest scores, ascending; of equal scores the first."""
     return scores.argsort(descending=True, stable=True)[:count].sort().values
 
 
 def layers_name(model: "PreTrainedModel") -> str:
-    """The name of the list of a model's layers, such as `model.layers`.
+    """Return the name of the list of a model's layers, such as `model.layers`.
 
     Raises:
         HfkitError: if it has not exactly one.
     """
     depth = model.config.num_hidden_layers
-    lists = [name for name, each in model.named_modules() if isinstance(each, nn.ModuleList) and len(each) == depth]
+    lists = [
+        name for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) == depth
+    ]
     outermost = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
     if len(outermost) != 1:
         raise HfkitError(
@@ -282,17 +289,17 @@ def layers_name(model: "PreTrainedModel") -> str:
 
 
 def _source(name: str, prefix: str, layers: list[int]) -> tuple[int, str]:
-    """Where a weight of the smaller model comes from: the layer, 0 if it is in none, and its name there."""
+    """Return where a weight of the smaller model comes from: the layer, 0 if it is in none, and its name there."""
     if not name.startswith(prefix):
         return 0, name
     index, rest = name.removeprefix(prefix).split(".", 1)
     return layers[int(index)], f"{prefix}{layers[int(index)]}.{rest}"
 
 
-def _taken(weight: torch.Tensor, name: str, kept: dict[str, list[torch.Tensor]], layer: int) -> torch.Tensor:
-    """The kept rows and columns of a weight; a bias has rows alone."""
-    if kept:
+def _taken(weight: torch.Tensor, name: str, channels: dict[str, list[torch.Tensor]], layer: int) -> torch.Tensor:
+    """Return the kept rows and columns of a weight; a bias has rows alone."""
+    if channels:
         for axis, kind in enumerate(AXES[name.split(".")[-2]][: weight.dim()]):
             if kind is not None:
-                weight = weight.index_select(axis, kept[kind][layer].to(weight.device))
+                weight = weight.index_select(axis, channels[kind][layer].to(weight.device))
     return weight
