@@ -26,8 +26,8 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    each.name: each
-    for each in (
+    kind.name: kind
+    for kind in (
         Kind(
             "data set",
             "dataset",

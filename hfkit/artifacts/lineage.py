@@ -8,72 +8,75 @@ from hfkit.artifacts.manifest import Json, Manifest
 from hfkit.errors import HfkitError
 
 
-def record(place: str, digest: str | None = None) -> Json:
-    """What a manifest keeps of an input: the whole of what that was made of, so that it is known when it is gone.
+def record(path: str, digest: str | None = None) -> Json:
+    """Return what a manifest keeps of an input: the whole of what that was made of, so that it is known when it is
+    gone.
 
     Args:
-        place: a folder, or an id on the Hub, of which the revision in the cache is kept.
+        path: a folder, or an id on the Hub, of which the revision in the cache is kept.
         digest: of the content of a folder that hfkit did not make.
     """
-    if not Path(place).is_dir():
-        revisions = (revision_of(place, kind) for kind in ("model", "dataset"))
-        return {"place": place, "stage": None, "digest": None, "revision": next(filter(None, revisions), None)}
-    made = manifest.read_json(Path(place))
-    if made is None:
-        return {"place": place, "stage": None, "digest": digest}
-    found = {"place": place, "stage": made["stage"], "digest": made.get("digest")}
-    external = made["made_from"].get("external")  # digests of raw files, versions of sources
-    return found | {key: value for key, value in (("inputs", made["inputs"]), ("external", external)) if value}
+    if not Path(path).is_dir():
+        revisions = (revision_of(path, kind) for kind in ("model", "dataset"))
+        return {"place": path, "stage": None, "digest": None, "revision": next(filter(None, revisions), None)}
+    content = manifest.read_json(Path(path))
+    if content is None:
+        return {"place": path, "stage": None, "digest": digest}
+    entry = {"place": path, "stage": content["stage"], "digest": content.get("digest")}
+    external = content["made_from"].get("external")  # digests of raw files, versions of sources
+    return entry | {key: value for key, value in (("inputs", content["inputs"]), ("external", external)) if value}
 
 
-def revision_of(place: str, kind: str = "model", revision: str = "main") -> str | None:
-    """The commit that a branch of a repository stood at when it was last loaded; None where that is not known."""
+def revision_of(repo: str, kind: str = "model", revision: str = "main") -> str | None:
+    """Return the commit that a branch of a repository stood at when it was last loaded; None where that is not
+    known."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
-    reference = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=place, repo_type=kind) / "refs" / revision
+    reference = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type=kind) / "refs" / revision
     return reference.read_text().strip() if reference.is_file() else None
 
 
 def pushed_to(entry: Json) -> Json | None:
-    """Where the very content that a manifest names as an input lies on the Hub, as far as this machine knows."""
-    made = manifest.read_json(Path(entry["place"])) if Path(entry["place"]).is_dir() else None
-    return made.get("pushed") if made is not None and made.get("digest") == entry["digest"] else None
+    """Return where the very content that a manifest names as an input lies on the Hub, as far as this machine
+    knows."""
+    content = manifest.read_json(Path(entry["place"])) if Path(entry["place"]).is_dir() else None
+    return content.get("pushed") if content is not None and content.get("digest") == entry["digest"] else None
 
 
 # ---- for a person
 
 
 def of(folder: Path) -> str:
-    """The lineage of a folder, held against what is on disk now.
+    """Return the lineage of a folder, held against what is on disk now.
 
     Raises:
         HfkitError: if hfkit did not make it, or it is not finished.
     """
-    made = manifest.read_json(folder)
-    if made is None:
+    content = manifest.read_json(folder)
+    if content is None:
         raise HfkitError(f"{folder}: holds no {manifest.MANIFEST}; name a finished output_dir, such as runs/pretrain")
-    return tree(str(folder), made, is_checked=True)
+    return tree(str(folder), content, is_checked=True)
 
 
-def tree(folder: str, made: Manifest, is_checked: bool = False) -> str:
-    """The lineage as lines of text.
+def tree(folder: str, content: Manifest, is_checked: bool = False) -> str:
+    """Return the lineage as lines of text.
 
     Args:
         folder: what the root is called.
-        made: its manifest, or what will be one.
+        content: its manifest, or what will be one.
         is_checked: say of each folder whether it is still on disk as it was, which reads all of its files.
     """
     checks: dict[str, str] = {}
-    note = f"  {_check(folder, made.get('digest'), checks)}" if is_checked else ""
-    lines = [f"{folder}  {made['stage']}{_short(made.get('digest'))}{note}"]
-    return "\n".join([*lines, *_branches(made, "", checks if is_checked else None, set())])
+    note = f"  {_check(folder, content.get('digest'), checks)}" if is_checked else ""
+    lines = [f"{folder}  {content['stage']}{_short(content.get('digest'))}{note}"]
+    return "\n".join([*lines, *_branches(content, "", checks if is_checked else None, set())])
 
 
 def _branches(
     entry: Json, indent: str, checks: dict[str, str] | None, seen: set[tuple[str, str | None]]
 ) -> Iterator[str]:
-    """The inputs of an entry, each with its own; what stands above already is named alone."""
+    """Yield the inputs of an entry, each with its own; what stands above already is named alone."""
     entries = list(entry.get("inputs", {}).items())
     raw = list(entry.get("external", entry.get("made_from", {}).get("external", {})).items())
     for number, (key, value) in enumerate([*entries, *raw], 1):
@@ -109,28 +112,28 @@ def _is_digest(value: object) -> bool:
     return isinstance(value, str) and len(value) == 64
 
 
-def _check(place: str, digest: str | None, checks: dict[str, str]) -> str:
-    """What has become of a folder since, which is looked at once."""
-    if place not in checks:
-        checks[place] = _now(Path(place))
-    if digest is None or checks[place] in ("", digest):
-        return "ok" if checks[place] else ""
-    return f"CHANGED: {checks[place]}" if " " in checks[place] else f"CHANGED: its sha256 is {checks[place][:12]} now"
+def _check(path: str, digest: str | None, checks: dict[str, str]) -> str:
+    """Return what has become of a folder since, which is looked at once."""
+    if path not in checks:
+        checks[path] = _now(Path(path))
+    if digest is None or checks[path] in ("", digest):
+        return "ok" if checks[path] else ""
+    return f"CHANGED: {checks[path]}" if " " in checks[path] else f"CHANGED: its sha256 is {checks[path][:12]} now"
 
 
 def _now(folder: Path) -> str:
-    """The digest of a folder on disk, or what is wrong with it in words; nothing of an id on the Hub."""
+    """Return the digest of a folder on disk, or what is wrong with it in words; nothing of an id on the Hub."""
     if not folder.is_dir():
         return "it is gone" if folder.parts[0] in (".", "..", "runs", folder.anchor) else ""
     try:
-        made = manifest.read_json(folder)
+        content = manifest.read_json(folder)
     except HfkitError:
         return f"its {manifest.MANIFEST} cannot be read"
-    if made is None:
+    if content is None:
         return manifest.digest_of(manifest.describe_files(folder))
-    changed = manifest.changed_files(folder, made)
+    changed = manifest.changed_files(folder, content)
     differ = "differs" if len(changed) == 1 else "differ"
-    return f"{', '.join(changed)} {differ} from its {manifest.MANIFEST}" if changed else made["digest"]
+    return f"{', '.join(changed)} {differ} from its {manifest.MANIFEST}" if changed else content["digest"]
 
 
 def _check_raw(key: str, value: str) -> str:

@@ -29,7 +29,7 @@ LIBRARIES = ("torch", "transformers", "datasets", "peft", "accelerate", "evaluat
 
 
 def read_json(folder: Path, name: str = MANIFEST) -> Json | None:
-    """A JSON file of a folder, or None where it is not there.
+    """Return a JSON file of a folder, or None where it is not there.
 
     Raises:
         HfkitError: if it is there but cannot be read.
@@ -42,8 +42,8 @@ def read_json(folder: Path, name: str = MANIFEST) -> Json | None:
         raise HfkitError(f"{folder / name}: cannot be read: {error}; restore it or delete {folder}") from None
 
 
-def is_adapter(place: str | Path) -> bool:
-    return (Path(place) / ADAPTER).is_file()
+def is_adapter(path: str | Path) -> bool:
+    return (Path(path) / ADAPTER).is_file()
 
 
 def write_file(path: Path, content: str | bytes) -> None:
@@ -74,7 +74,7 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """`sync` for everything in a folder, and the folder itself."""
+    """Call `sync` for everything in a folder, and the folder itself."""
     for path in folder.rglob("*"):
         sync(path)
     sync(folder)
@@ -110,7 +110,7 @@ def _sha256(file: Any) -> str:  # Python 3.10
 
 
 def describe_files(folder: Path) -> dict[str, Json]:
-    """Size and SHA-256 of every file that the folder's result consists of."""
+    """Return size and SHA-256 of every file that the folder's result consists of."""
     names = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     return {
         name.as_posix(): {"size": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
@@ -120,26 +120,26 @@ def describe_files(folder: Path) -> dict[str, Json]:
 
 
 def digest_of(files: dict[str, Json]) -> str:
-    """One digest for the content of a folder; reports and timings do not count."""
+    """Return one digest for the content of a folder; reports and timings do not count."""
     parts = [f"{name} {entry['sha256']}" for name, entry in sorted(files.items()) if name not in DIGEST_EXCLUDES]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def changed_files(folder: Path, made: Manifest) -> list[str]:
-    """The files of a finished folder that are missing, or no longer what they were, but for its reports."""
+def changed_files(folder: Path, content: Manifest) -> list[str]:
+    """Return the files of a finished folder that are missing, or no longer what they were, but for its reports."""
     return [
         name
-        for name, entry in made["files"].items()
+        for name, entry in content["files"].items()
         if name not in DIGEST_EXCLUDES
         and (not (folder / name).is_file() or sha256_of(folder / name) != entry["sha256"])
     ]
 
 
-def content_of(place: str) -> str:
-    """What identifies the content of an input: the digest of a folder, or an id on the Hub as it is."""
-    folder = Path(place)
+def content_of(path: str) -> str:
+    """Return what identifies the content of an input: the digest of a folder, or an id on the Hub as it is."""
+    folder = Path(path)
     if not folder.is_dir():
-        return place
+        return path
     return (read_json(folder) or {}).get("digest") or digest_of(describe_files(folder))
 
 
@@ -199,7 +199,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder`, renamed to it at the end; removed if anything goes wrong.
+    """Open a temporary folder beside `folder`, renamed to it at the end; removed if anything goes wrong.
 
     What stood in the place of `folder` until then is set aside. Hold the lock of `folder`.
     """

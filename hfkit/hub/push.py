@@ -33,44 +33,44 @@ def push(folder: Path, repo: str, private: bool = False, revision: str | None = 
         HfkitError: if the folder is not finished or has changed, does not load elsewhere, or the Hub refuses it. Then
             nothing was pushed.
     """
-    made = _finished(folder)
+    content = _finished(folder)
     api = _api()
-    kind, branch = _repo_type(made), revision or "main"
-    repo = _refuse_early(api, folder, made, repo, private, branch)
+    kind, branch = _repo_type(content), revision or "main"
+    repo = _refuse_early(api, folder, content, repo, private, branch)
     with tempfile.TemporaryDirectory(prefix="hfkit-push-") as work:
         staged = Path(work) / "files"
         staged.mkdir()
-        staging.stage(folder, made, repo, staged)
-        try_out(folder, staging.with_base_at_hand(folder, staged, Path(work) / "trial"), made)
+        staging.stage(folder, content, repo, staged)
+        try_out(folder, staging.with_base_at_hand(folder, staged, Path(work) / "trial"), content)
         _told(repo, lambda: api.create_repo(repo, repo_type=kind, private=private or None, exist_ok=True))
         if branch != "main":
             _told(repo, lambda: api.create_branch(repo, repo_type=kind, branch=branch, exist_ok=True))
         before = _told(repo, lambda: _head(api, repo, kind, branch))
-        commit = _told(repo, lambda: _commit(api, repo, kind, branch, made, staged))
-    if made.get("pushed", {}).get("commit") != commit.oid:
+        commit = _told(repo, lambda: _commit(api, repo, kind, branch, content, staged))
+    if content.get("pushed", {}).get("commit") != commit.oid:
         pushed = {"repo": repo, "revision": branch, "commit": commit.oid}
-        manifest.write_json(folder / manifest.MANIFEST, {**made, "pushed": pushed})
+        manifest.write_json(folder / manifest.MANIFEST, {**content, "pushed": pushed})
     if commit.oid == before:
         return f"{repo} holds {folder} already, in commit {before[:12]}: nothing to push."
     return f"{folder} is pushed: {commit.commit_url}"
 
 
 def command(folder: Path, repo: str, private: bool = False, revision: str | None = None) -> str:
-    """The command that does this push again."""
+    """Return the command that does this push again."""
     more = f"{' --private' if private else ''}{f' --revision {revision}' if revision else ''}"
     return f"hfkit push {folder} {repo}{more}"
 
 
 def token() -> str:
-    """The user's token, from the environment or huggingface_hub's own store.
+    """Return the user's token, from the environment or huggingface_hub's own store.
 
     Raises:
         HfkitError: if there is none.
     """
     from huggingface_hub import get_token
 
-    if found := get_token():
-        return found
+    if stored := get_token():
+        return stored
     raise HfkitError("push: there is no token for the Hub; set HF_TOKEN, or log in once: `hf auth login`")
 
 
@@ -78,28 +78,28 @@ def token() -> str:
 
 
 def _finished(folder: Path) -> Manifest:
-    """The manifest of a folder that is whole and as it was made."""
-    made = manifest.read_json(folder)
-    if made is None:
+    """Return the manifest of a folder that is whole and as it was made."""
+    content = manifest.read_json(folder)
+    if content is None:
         if (folder / manifest.STARTED).is_file():
             raise HfkitError(f"{folder}: is not finished; run its recipe to the end, then push")
         what = "holds no hfkit.json: hfkit pushes what it made" if folder.is_dir() else "there is no such folder"
         raise HfkitError(f"{folder}: {what}; name a finished output_dir, such as runs/pretrain")
-    if made.get("makes") not in KINDS or KINDS[made["makes"]].repository is None:
-        what = f"an {made['makes']}" if made.get("makes") else "of an older hfkit"
+    if content.get("makes") not in KINDS or KINDS[content["makes"]].repository is None:
+        what = f"an {content['makes']}" if content.get("makes") else "of an older hfkit"
         raise HfkitError(f"{folder}: is {what}; models, tokenizers and data sets are pushed")
-    missing = [name for name in made["files"] if not (folder / name).is_file()]
-    changed = sorted({*missing, *manifest.changed_files(folder, made)})
+    missing = [name for name in content["files"] if not (folder / name).is_file()]
+    changed = sorted({*missing, *manifest.changed_files(folder, content)})
     if changed:
         raise HfkitError(
             f"{folder}: {', '.join(changed)} changed since it was made; restore it, or make it anew with --rebuild"
         )
-    return made
+    return content
 
 
-def _repo_type(made: Manifest) -> str:
-    """`model` or `dataset`, as the Hub calls the repository of a folder."""
-    return str(KINDS[made["makes"]].repository)
+def _repo_type(content: Manifest) -> str:
+    """Return `model` or `dataset`, as the Hub calls the repository of a folder."""
+    return str(KINDS[content["makes"]].repository)
 
 
 def _api() -> "HfApi":
@@ -112,8 +112,8 @@ def _api() -> "HfApi":
     return HfApi(token=token())
 
 
-def _refuse_early(api: "HfApi", folder: Path, made: Manifest, repo: str, private: bool, branch: str) -> str:
-    """Everything that the Hub can say against a push, before the files are looked at. Returns the full id."""
+def _refuse_early(api: "HfApi", folder: Path, content: Manifest, repo: str, private: bool, branch: str) -> str:
+    """Return everything that the Hub can say against a push, before the files are looked at. Returns the full id."""
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
     from huggingface_hub.utils import validate_repo_id
 
@@ -125,14 +125,14 @@ def _refuse_early(api: "HfApi", folder: Path, made: Manifest, repo: str, private
     repo = repo if "/" in repo else f"{user['name']}/{repo}"
     if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise HfkitError(f"{repo}: the token may only read; make one that may write, at the Hub under Access Tokens")
-    kind = _repo_type(made)
+    kind = _repo_type(content)
     try:
         info = _told(repo, lambda: api.repo_info(repo, repo_type=kind), RepositoryNotFoundError)
     except RepositoryNotFoundError:
         other = "dataset" if kind == "model" else "model"
         if _told(repo, lambda: api.repo_exists(repo, repo_type=other)):
             raise HfkitError(
-                f"{repo}: is a {other} on the Hub, and {folder} is a {made['makes']}; choose another name"
+                f"{repo}: is a {other} on the Hub, and {folder} is a {content['makes']}; choose another name"
             ) from None
         return repo
     if private and not info.private:
@@ -144,9 +144,9 @@ def _refuse_early(api: "HfApi", folder: Path, made: Manifest, repo: str, private
     if {*names} <= OF_THE_HUB:
         return repo
     there = _manifest_of(api, repo, kind, branch) if manifest.MANIFEST in names else {}
-    if there.get("makes") != made["makes"]:
+    if there.get("makes") != content["makes"]:
         what = f"a {there['makes']}" if there.get("makes") else "files that hfkit did not push"
-        raise HfkitError(f"{repo}: holds {what}, and {folder} is a {made['makes']}; choose another repository")
+        raise HfkitError(f"{repo}: holds {what}, and {folder} is a {content['makes']}; choose another repository")
     return repo
 
 
@@ -168,8 +168,8 @@ def _head(api: "HfApi", repo: str, kind: str, branch: str) -> str:
     return api.repo_info(repo, repo_type=kind, revision=branch).sha or ""
 
 
-def _commit(api: "HfApi", repo: str, kind: str, branch: str, made: Manifest, staged: Path) -> Any:
-    """All files in one commit, and what the last push had and this one has not, deleted.
+def _commit(api: "HfApi", repo: str, kind: str, branch: str, content: Manifest, staged: Path) -> Any:
+    """Return all files in one commit, and what the last push had and this one has not, deleted.
 
     Called again after an answer that was lost, it finds everything there and makes no second one.
     """
@@ -178,12 +178,12 @@ def _commit(api: "HfApi", repo: str, kind: str, branch: str, made: Manifest, sta
     head = _head(api, repo, kind, branch)
     names = sorted(path.relative_to(staged).as_posix() for path in staged.rglob("*") if path.is_file())
     there = api.list_repo_files(repo, repo_type=kind, revision=head)
-    gone = [name for name in there if name not in names and name not in OF_THE_HUB]
+    deleted = [name for name in there if name not in names and name not in OF_THE_HUB]
     operations = [CommitOperationAdd(name, staged / name) for name in names]
     return api.create_commit(
         repo,
-        [*operations, *(CommitOperationDelete(name) for name in gone)],
-        commit_message=f"Push {made['name']}, made by hfkit's stage {made['stage']}",
+        [*operations, *(CommitOperationDelete(name) for name in deleted)],
+        commit_message=f"Push {content['name']}, made by hfkit's stage {content['stage']}",
         repo_type=kind,
         revision=branch,
         parent_commit=head,
@@ -191,7 +191,8 @@ def _commit(api: "HfApi", repo: str, kind: str, branch: str, made: Manifest, sta
 
 
 def _told(repo: str, call: Callable[[], Result], *expected: type[Exception]) -> Result:
-    """The result of a call to the Hub, tried again where the Hub is busy or the line is cut; errors in our words."""
+    """Return the result of a call to the Hub, tried again where the Hub is busy or the line is cut; errors in our
+    words."""
     from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
     for wait in _waits():
@@ -208,8 +209,8 @@ def _told(repo: str, call: Callable[[], Result], *expected: type[Exception]) -> 
         # Of the network, of huggingface_hub about it, and of an answer that is not the Hub's.
         except (HTTPError, OSError, RuntimeError, KeyError, json.JSONDecodeError) as error:
             if wait is None:
-                told = secrets.without_secrets(reason(error))
-                raise HfkitError(f"{repo}: the Hub cannot be reached: {told}; push again later") from None
+                message = secrets.without_secrets(reason(error))
+                raise HfkitError(f"{repo}: the Hub cannot be reached: {message}; push again later") from None
         except ValueError as error:  # of the client, before it sends anything
             raise HfkitError(f"{repo}: {secrets.without_secrets(reason(error))}") from None
         time.sleep(wait)
@@ -217,7 +218,7 @@ def _told(repo: str, call: Callable[[], Result], *expected: type[Exception]) -> 
 
 
 def _waits() -> Iterator[float | None]:
-    """Seconds before the next attempt; None with the last."""
+    """Yield the seconds before the next attempt; None with the last."""
     yield from (2.0**attempt for attempt in range(ATTEMPTS - 1))
     yield None
 

@@ -19,7 +19,7 @@ ABOUT = ("README.md", "metrics.json", "metrics.jsonl", "config.json", "tokenizer
 CHUNK = 1 << 24
 
 
-def stage(folder: Path, made: Manifest, repo: str, target: Path) -> None:
+def stage(folder: Path, content: Manifest, repo: str, target: Path) -> None:
     """Lay the files out in an empty folder `target`, under their names in the repository.
 
     Files that are the same there are links. The card is written anew for the repository, unless it was edited.
@@ -28,14 +28,14 @@ def stage(folder: Path, made: Manifest, repo: str, target: Path) -> None:
         HfkitError: for an adapter whose base model is not on the Hub, and for a file that holds a token or the path of
             the home folder.
     """
-    public = {key: value for key, value in made.items() if key != "pushed"} | {"folder": repo}
-    for name in made["files"]:
+    public = {key: value for key, value in content.items() if key != "pushed"} | {"folder": repo}
+    for name in content["files"]:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         source, text = folder / name, None
         if name == ADAPTER:
-            text = _adapter(folder, made)
-        elif name == "README.md" and manifest.sha256_of(source) == made["files"][name]["sha256"]:
-            text = card.text(folder, made, repo)
+            text = _adapter(folder, content)
+        elif name == "README.md" and manifest.sha256_of(source) == content["files"][name]["sha256"]:
+            text = card.text(folder, content, repo)
         elif Path(name).name in ABOUT:
             text = source.read_text(encoding="utf-8")
         if text is None:
@@ -49,7 +49,8 @@ def stage(folder: Path, made: Manifest, repo: str, target: Path) -> None:
 
 
 def with_base_at_hand(folder: Path, staged: Path, target: Path) -> Path:
-    """The staged folder; of an adapter another in `target` whose base model is where it lies on this machine."""
+    """Return the staged folder; of an adapter another in `target` whose base model is where it lies on this
+    machine."""
     if not is_adapter(folder):
         return staged
     shutil.copytree(staged, target, symlinks=True)
@@ -60,10 +61,10 @@ def with_base_at_hand(folder: Path, staged: Path, target: Path) -> Path:
     return target
 
 
-def _adapter(folder: Path, made: Manifest) -> str:
-    """The configuration of an adapter, with the base model by its id and commit on the Hub."""
+def _adapter(folder: Path, content: Manifest) -> str:
+    """Return the configuration of an adapter, with the base model by its id and commit on the Hub."""
     config = manifest.read_json(folder, ADAPTER) or {}
-    entry = made["inputs"].get("model") or made["inputs"]["student"]
+    entry = content["inputs"].get("model") or content["inputs"]["student"]
     repo = hub_id(entry)
     if repo is None:
         base = entry["place"]
@@ -102,7 +103,7 @@ def _refuse_secrets(staged: Path) -> None:
 
 
 def _pieces(path: Path) -> Any:
-    """A file piece by piece, each with the end of the one before it; of a Parquet file the texts of its rows."""
+    """Yield a file piece by piece, each with the end of the one before it; of a Parquet file the texts of its rows."""
     if path.suffix == ".parquet":
         import pyarrow.parquet
 

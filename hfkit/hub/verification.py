@@ -51,14 +51,14 @@ def try_out(folder: Path, staged: Path, content: Manifest) -> None:
         HfkitError: if the lines fail there, or give something else than here.
     """
     text = beginning(content)
-    found = _without_hfkit(snippet(staged, content, str(staged)), text, folder)
+    output = _without_hfkit(snippet(staged, content, str(staged)), text, folder)
     expected = _here(folder, content, text)
     if KINDS[content["makes"]].compared_by != "logits":
-        same = found == expected
+        same = output == expected
     else:
         largest = max(map(abs, expected), default=0.0)
-        distance = max((abs(a - b) for a, b in zip(expected, found, strict=False)), default=0.0)
-        same = len(found) == len(expected) and distance <= TOLERANCE * largest
+        distance = max((abs(a - b) for a, b in zip(expected, output, strict=False)), default=0.0)
+        same = len(output) == len(expected) and distance <= TOLERANCE * largest
     if not same:
         raise HfkitError(
             f"{folder}: gives something else where hfkit is not installed (for {text!r}); nothing was pushed"
@@ -93,7 +93,7 @@ def _without_hfkit(lines: str, text: str, folder: Path) -> Any:
 def _here(folder: Path, content: Manifest, text: str) -> Any:
     by = KINDS[content["makes"]].compared_by
     if by == "rows":
-        return {split: each["rows"] for split, each in content["metrics"]["splits"].items()}
+        return {split: split_metrics["rows"] for split, split_metrics in content["metrics"]["splits"].items()}
     import torch
     from transformers import AutoTokenizer
     from transformers.utils import logging

@@ -28,25 +28,25 @@ def write_card(folder: Path, content: Manifest) -> None:
     write_file(folder / "README.md", text(folder, content, content["folder"]))
 
 
-def text(folder: Path, content: Manifest, place: str) -> str:
-    """The card.
+def text(folder: Path, content: Manifest, repo: str) -> str:
+    """Return the card.
 
     Args:
-        place: what the folder is called in it: its path, or its id on the Hub.
+        repo: what the folder is called in it: its path, or its id on the Hub.
     """
     recovered = " and then trained to recover" if content["recipe"].get("recover") else ""
     adapter = ": an adapter, to be used with its base model" if is_adapter(folder) else ""
     sections = [
         f"---\n{metadata(folder, content)}\n---",
-        f"# {place.rpartition('/')[2]}",
+        f"# {repo.rpartition('/')[2]}",
         content.get("summary", f"A {content['makes']}, made by hfkit.").format(adapter=adapter, recovered=recovered),
-        fenced(snippet(folder, content, place), "python"),
+        fenced(snippet(folder, content, repo), "python"),
         *_results(folder, content),
         *_data(content),
         "## Making\n\n" + _making(content),
         fenced(_recipe(content), "yaml"),
         "## Use and limits\n\n" + "\n".join(f"- {line}" for line in _limits(content)),
-        "## Lineage\n\n" + fenced(lineage.tree(place, content)),
+        "## Lineage\n\n" + fenced(lineage.tree(repo, content)),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -72,12 +72,12 @@ def _results(folder: Path, content: Manifest) -> list[str]:
     about = "On the test split; in brackets 95 % intervals, by resampling its rows."
     if content["stage"] in ("pretrain", "distill"):
         about += " These are rows of tokens: from one document to the next the scores vary more."
-    found = ["## Results", about, table(["", "this model", *others], rows)]
+    sections = ["## Results", about, table(["", "this model", *others], rows)]
     if metrics.get("xz_bits_per_byte"):
-        found.append(f"`xz -9e` needs {metrics['xz_bits_per_byte']:.3f} bits per byte for the same text.")
+        sections.append(f"`xz -9e` needs {metrics['xz_bits_per_byte']:.3f} bits per byte for the same text.")
     if (folder / "loss.png").exists():
-        found.append("![Loss over the steps](loss.png)")
-    return found
+        sections.append("![Loss over the steps](loss.png)")
+    return sections
 
 
 def _shown(score: Score) -> str:
@@ -97,18 +97,18 @@ def _evaluation(folder: Path, content: Manifest) -> str:
 
 
 def _data(content: Manifest) -> list[str]:
-    """The rows of the data, and what was left out of them and why; of a model the data that it learned from."""
+    """Return the rows of the data, and what was left out of them and why; of a model the data that it learned from."""
     metrics, about = content["metrics"], ""
     if content["makes"] != "data set":
-        place = content["inputs"].get("data", {}).get("place")
-        metrics = (place and (read_json(Path(place)) or {}).get("metrics")) or {}
-        about = f"`{place}`: "
+        path = content["inputs"].get("data", {}).get("place")
+        metrics = (path and (read_json(Path(path)) or {}).get("metrics")) or {}
+        about = f"`{path}`: "
     if "splits" not in metrics:
         return []
     dropped = ", ".join(f"{count:,} {cell(reason)}" for reason, count in metrics["dropped"].items()) or "nothing"
-    rows = [[name, *(number(each[key]) for key in ("rows", "bytes"))] for name, each in metrics["splits"].items()]
-    kept = f"{about}{metrics['rows']:,} rows kept; left out: {dropped}."
-    return [f"## Data\n\n{kept}\n\n{table(['split', 'rows', 'bytes'], rows)}"]
+    rows = [[name, *(number(split[key]) for key in ("rows", "bytes"))] for name, split in metrics["splits"].items()]
+    summary = f"{about}{metrics['rows']:,} rows kept; left out: {dropped}."
+    return [f"## Data\n\n{summary}\n\n{table(['split', 'rows', 'bytes'], rows)}"]
 
 
 # ---- making
@@ -147,7 +147,7 @@ def _making(content: Manifest) -> str:
 
 
 def _recipe(content: Manifest) -> str:
-    """What differs from the defaults, and the inputs where they lie."""
+    """Return what differs from the defaults, and the inputs where they lie."""
     inputs: dict[str, Any] = {}
     for key, entry in content["inputs"].items():
         name, _, index = key.partition(".")
@@ -160,7 +160,7 @@ def _recipe(content: Manifest) -> str:
 
 
 def _is_fact(key: str, metrics: Metrics) -> bool:
-    """Not what the table of results says already."""
+    """Return whether a metric is not in the table of results already."""
     bare = key
     for prefix in OTHERS:
         bare = bare.removeprefix(prefix)

@@ -33,19 +33,19 @@ td:has(pre) { width: 100% }
 
 
 def score_names(row: Json) -> list[str]:
-    """The scores of a row: what has an interval."""
+    """Return the scores of a row: what has an interval."""
     return [name for name in row if f"{name}_low" in row and not name.endswith("_difference")]
 
 
-def cells(found: Json) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table: name, each score with its interval and difference, and the costs."""
-    names = score_names(found["models"][0])
+def cells(results: Json) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows of the table: name, each score with its interval and difference, and the costs."""
+    names = score_names(results["models"][0])
     header = ["model", *(name.replace("_", " ") for name in names), *(title for title, _ in COLUMNS.values())]
     rows = []
-    for row in found["models"]:
+    for row in results["models"]:
         scores = [_score(row, name) for name in names]
         costs = ["-" if row[key] is None else form(row[key]) for key, (_, form) in COLUMNS.items()]
-        rows.append([row["name"] + (" *" if row["name"] in found["undominated"] else ""), *scores, *costs])
+        rows.append([row["name"] + (" *" if row["name"] in results["undominated"] else ""), *scores, *costs])
     return header, rows
 
 
@@ -56,28 +56,29 @@ def _score(row: Json, name: str) -> str:
     return text
 
 
-def notes(found: Json, shown: Callable[[str], str] = str) -> list[str]:
-    """What must be known to read the table; `shown` makes names and marks fit where they stand."""
-    quality = found["quality"].replace("_", " ")
-    better = "lower" if is_lower_better(found["quality"]) else "higher"
-    names, first = shown(", ".join(found["undominated"])), shown(found["models"][0]["name"])
+def notes(results: Json, shown: Callable[[str], str] = str) -> list[str]:
+    """Return what must be known to read the table; `shown` makes names and marks fit where they stand."""
+    quality = results["quality"].replace("_", " ")
+    better = "lower" if is_lower_better(results["quality"]) else "higher"
+    names, first = shown(", ".join(results["undominated"])), shown(results["models"][0]["name"])
     return [
         f"{shown('*')} Nothing dominates {names}: no other model here is at least as good in {quality} ({better} is "
         f"better), size and speed, and better in one.",
-        f"On {found['rows']:,} rows. Scores with their 95 % interval and, after the comma, the difference from "
+        f"On {results['rows']:,} rows. Scores with their 95 % interval and, after the comma, the difference from "
         f"{first} on the same rows, p from a paired randomisation test. Speeds are those of greedy writing, the "
         f"median of several; each model ran in a process of its own, whose memory is what it took more than at "
         f"its start. Training includes that of the models it was made from.",
-        f"The comparison took {found['seconds']:.0f} s, {found['model_seconds']:.0f} s of them the models themselves.",
+        f"The comparison took {results['seconds']:.0f} s, {results['model_seconds']:.0f} s of them the "
+        "models themselves.",
     ]
 
 
 # ---- on the screen
 
 
-def screen(found: Json) -> str:
-    """One line a measure and one column a model, which fits where a table of many columns does not."""
-    models, lines = found["models"], [""]
+def screen(results: Json) -> str:
+    """Return one line a measure and one column a model, which fits where a table of many columns does not."""
+    models, lines = results["models"], [""]
     scores = score_names(models[0])
     width = max(14, *(len(row["name"]) + 2 for row in models))
     lines.append(" " * 22 + "".join(f"{row['name']:>{width}}" for row in models))
@@ -96,10 +97,14 @@ def screen(found: Json) -> str:
 # ---- as Markdown
 
 
-def markdown(found: Json, title: str) -> str:
-    header, rows = cells(found)
-    parts = [f"# {cell(title)}", table(header, [[cell(each) for each in row] for row in rows]), *notes(found, cell)]
-    samples = _samples(found)
+def markdown(results: Json, title: str) -> str:
+    header, rows = cells(results)
+    parts = [
+        f"# {cell(title)}",
+        table(header, [[cell(value) for value in row] for row in rows]),
+        *notes(results, cell),
+    ]
+    samples = _samples(results)
     if samples:
         parts.append("## What they write\n\nThe same prompts, greedily; `>>>` is where a model goes on.")
     for prompt, texts in samples:
@@ -107,14 +112,14 @@ def markdown(found: Json, title: str) -> str:
             fenced(f"{prompt} >>>", "text"),
             *(f"{cell(name)}\n\n{fenced(text, 'text')}" for name, text in texts),
         ]
-    return "\n\n".join([*parts, fenced("\n".join(found["signatures"]))]) + "\n"
+    return "\n\n".join([*parts, fenced("\n".join(results["signatures"]))]) + "\n"
 
 
-def _samples(found: Json) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Of each prompt what every model writes after it."""
-    prompts = [prompt for prompt, _ in found["models"][0]["samples"]]
+def _samples(results: Json) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return, of each prompt, what every model writes after it."""
+    prompts = [prompt for prompt, _ in results["models"][0]["samples"]]
     return [
-        (prompt, [(row["name"], row["samples"][index][1]) for row in found["models"]])
+        (prompt, [(row["name"], row["samples"][index][1]) for row in results["models"]])
         for index, prompt in enumerate(prompts)
     ]
 
@@ -122,40 +127,41 @@ def _samples(found: Json) -> list[tuple[str, list[tuple[str, str]]]]:
 # ---- as one page
 
 
-def page(found: Json, title: str) -> str:
-    """HTML that needs no other file and loads nothing."""
-    header, rows = cells(found)
-    head = "".join(f"<th>{html.escape(each)}</th>" for each in header)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(each)}</td>" for each in row) + "</tr>" for row in rows)
-    parts = [f"<h1>{html.escape(title)}</h1>", picture(found)]
+def page(results: Json, title: str) -> str:
+    """Return HTML that needs no other file and loads nothing."""
+    header, rows = cells(results)
+    head = "".join(f"<th>{html.escape(value)}</th>" for value in header)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(value)}</td>" for value in row) + "</tr>" for row in rows)
+    parts = [f"<h1>{html.escape(title)}</h1>", picture(results)]
     parts += [f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>']
-    parts += [f"<p><small>{html.escape(note)}</small></p>" for note in notes(found)]
-    for prompt, texts in _samples(found):
+    parts += [f"<p><small>{html.escape(note)}</small></p>" for note in notes(results)]
+    for prompt, texts in _samples(results):
         lines = "".join(
             f"<tr><td>{html.escape(name)}</td><td><pre>{html.escape(text)}</pre></td></tr>" for name, text in texts
         )
         parts.append(f"<h3>After</h3><pre>{html.escape(prompt)}</pre><table>{lines}</table>")
-    parts.append(f"<p><small>{'<br>'.join(map(html.escape, found['signatures']))}</small></p>")
+    parts.append(f"<p><small>{'<br>'.join(map(html.escape, results['signatures']))}</small></p>")
     start = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
     return f"{start}<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
 
 
-def picture(found: Json) -> str:
-    """Quality against size and against speed, as SVG; a line joins the models that no other is better than in both."""
+def picture(results: Json) -> str:
+    """Plot quality against size and against speed, as SVG; a line joins the models that no other is better than in
+    both."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
-    quality = found["quality"]
+    quality = results["quality"]
     lower, labels = is_lower_better(quality), []
-    for place, (key, label, factor) in enumerate(
+    for number, (key, label, factor) in enumerate(
         (("size_bytes", "MB on disk", 1e-6), ("tokens_per_second", "tokens/s", 1.0))
     ):
-        axes = figure.add_subplot(1, 2, place + 1)
-        points = [(row[key] * factor, row[quality], row["name"]) for row in found["models"] if row[key]]
+        axes = figure.add_subplot(1, 2, number + 1)
+        points = [(row[key] * factor, row[quality], row["name"]) for row in results["models"] if row[key]]
         front = sorted(_front(points, smaller_is_better=key == "size_bytes", lower_is_better=lower))
-        axes.plot([each[0] for each in front], [each[1] for each in front], color="#bbb", linewidth=1, zorder=1)
+        axes.plot([x for x, *_ in front], [y for _, y, *_ in front], color="#bbb", linewidth=1, zorder=1)
         for x, y, name in points:
             axes.scatter(x, y, color="#0b6e99" if (x, y, name) in front else "#999", s=36, zorder=2)
         axes.set(xlabel=label, ylabel=f"{quality.replace('_', ' ')} ({'lower' if lower else 'higher'} is better)")
@@ -180,8 +186,8 @@ def _part(labels: list[Any]) -> None:
     """Move each label up until it covers neither a point nor a label before it."""
     from matplotlib.transforms import Bbox
 
-    places = [label.axes.transData.transform(label.xy) for label in labels]
-    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in places]
+    positions = [label.axes.transData.transform(label.xy) for label in labels]
+    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in positions]
     for label in labels:
         while any(label.get_window_extent().overlaps(box) for box in taken):
             label.xyann = (label.xyann[0], label.xyann[1] + 1)
@@ -191,7 +197,7 @@ def _part(labels: list[Any]) -> None:
 def _front(
     points: list[tuple[float, float, str]], smaller_is_better: bool, lower_is_better: bool
 ) -> list[tuple[float, float, str]]:
-    """The points that no other is at least as good as in both, and better in one."""
+    """Return the points that no other is at least as good as in both, and better in one."""
 
     def as_gain(point: tuple[float, float, str]) -> tuple[float, float]:
         return (-point[0] if smaller_is_better else point[0]), (-point[1] if lower_is_better else point[1])

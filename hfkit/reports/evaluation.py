@@ -23,8 +23,8 @@ class Score(NamedTuple):
 
 
 def scores_of(results: Metrics) -> list[Score]:
-    """The scores in the `metrics.json` of an evaluation; those of benchmarks have a slash in their names."""
-    found = []
+    """Return the scores in the `metrics.json` of an evaluation; those of benchmarks have a slash in their names."""
+    scores = []
     for name, value in results.items():
         if f"{name}_low" in results and not name.endswith("_difference"):
             interval = results[f"{name}_low"], results[f"{name}_high"]
@@ -34,12 +34,12 @@ def scores_of(results: Metrics) -> list[Score]:
             continue
         of_difference = [results.get(f"{name}_difference{end}") for end in ("", "_low", "_high")]
         difference = None if None in of_difference else tuple(of_difference)
-        found.append(Score(name, value, interval, difference, results.get(f"{name}_p")))  # type: ignore[arg-type]
-    return found
+        scores.append(Score(name, value, interval, difference, results.get(f"{name}_p")))  # type: ignore[arg-type]
+    return scores
 
 
 def worst_classes(results: Metrics) -> list[tuple[str, float, int]]:
-    """Name, F1 and number of rows of the classes that are told worst."""
+    """Return name, F1 and number of rows of the classes that are told worst."""
     rows = results.get("rows_per_label")
     if rows is None:
         rows = dict(zip(results["confusion"]["labels"], map(sum, results["confusion"]["counts"]), strict=True))
@@ -48,15 +48,16 @@ def worst_classes(results: Metrics) -> list[tuple[str, float, int]]:
 
 
 def confusions(results: Metrics) -> list[tuple[str, str, int]]:
-    """Class, what it was taken for, and how often, the most frequent first; none where rows have several classes."""
-    found = results.get("confusion", {"labels": [], "counts": []})
+    """Return class, what it was taken for, and how often, the most frequent first; none where rows have several
+    classes."""
+    confusion = results.get("confusion", {"labels": [], "counts": []})
     mistakes = [
         (label, other, count)
-        for label, row in zip(found["labels"], found["counts"], strict=True)
-        for other, count in zip(found["labels"], row, strict=True)
+        for label, row in zip(confusion["labels"], confusion["counts"], strict=True)
+        for other, count in zip(confusion["labels"], row, strict=True)
         if count and label != other
     ]
-    return sorted(mistakes, key=lambda each: -each[2])[:SHOWN_CLASSES]
+    return sorted(mistakes, key=lambda mistake: -mistake[2])[:SHOWN_CLASSES]
 
 
 def _in_text(answer: str | list[str]) -> str:
@@ -64,7 +65,7 @@ def _in_text(answer: str | list[str]) -> str:
 
 
 def _expected(row: Json) -> list[str]:
-    """What is right for a row, each of several texts; a list of classes is one answer."""
+    """Return what is right for a row, each of several texts; a list of classes is one answer."""
     return row["references"] if isinstance(row["prediction"], str) else [_in_text(row["references"])]
 
 
@@ -99,7 +100,7 @@ def screen(results: Metrics, predictions: list[Json]) -> str:
 
 
 def card(content: Manifest, predictions: list[Json]) -> str:
-    """The card's part on what was evaluated, the scores, the answers and how they were scored.
+    """Return the card's part on what was evaluated, the scores, the answers and how they were scored.
 
     Args:
         content: of the manifest (`runner._content`), with metrics.
@@ -124,14 +125,14 @@ def card(content: Manifest, predictions: list[Json]) -> str:
 
 def _what(content: Manifest) -> str:
     recipe, results = content["recipe"], content["metrics"]
-    places = {key: f"`{entry['place']}`" for key, entry in content["inputs"].items()}
-    text = f"The model {places['model']}"
-    if "data" in places:
-        rows = f"{results['rows']:,} rows of the {recipe['split']} split of {places['data']}"
+    paths = {key: f"`{entry['place']}`" for key, entry in content["inputs"].items()}
+    text = f"The model {paths['model']}"
+    if "data" in paths:
+        rows = f"{results['rows']:,} rows of the {recipe['split']} split of {paths['data']}"
         text += f" on {rows} (`task: {recipe['task']}`)"
     if recipe["benchmarks"]:
-        text += f", {'and ' if 'data' in places else ''}on {', '.join(f'`{name}`' for name in recipe['benchmarks'])}"
-    text += f", beside {places['against']} on the same rows." if "against" in places else "."
+        text += f", {'and ' if 'data' in paths else ''}on {', '.join(f'`{name}`' for name in recipe['benchmarks'])}"
+    text += f", beside {paths['against']} on the same rows." if "against" in paths else "."
     if results["cut"]:
         text += (
             f" The prompts of {results['cut']:,} rows were cut to fit into a window of {results['window']:,} tokens."
@@ -172,7 +173,7 @@ def _classes(results: Metrics) -> list[str]:
 
 
 def _answer(row: Json, key: str) -> str:
-    """The end of the prompt, which is next to the answer, and the beginnings of the others."""
+    """Return the end of the prompt, which is next to the answer, and the beginnings of the others."""
     prompt = row["prompt"]
     parts = [("prompt", f"{'...' if len(prompt) > SHOWN_CHARACTERS else ''}{prompt[-SHOWN_CHARACTERS:]}")]
     parts += [("answer", _beginning(_in_text(row["prediction"])))]

@@ -23,7 +23,8 @@ class Score(NamedTuple):
 
 
 def scores_of(metrics: Metrics, prefix: str = "") -> list[Score]:
-    """The scores in a `metrics.json`: of the result itself, or with `teacher_`, `base_` and so on of another."""
+    """Return the scores in a `metrics.json`: of the result itself, or with `teacher_`, `base_` and so on of
+    another."""
     named = ((name, f"{prefix}{name}") for name in on_hub())
     return [
         Score(name, metrics[key], metrics.get(f"{key}_low"), metrics.get(f"{key}_high"))
@@ -33,7 +34,8 @@ def scores_of(metrics: Metrics, prefix: str = "") -> list[Score]:
 
 
 def hub_id(entry: Json) -> str | None:
-    """The id on the Hub of an input in a manifest: that it was named by, or that it was pushed to; else None."""
+    """Return the id on the Hub of an input in a manifest: that it was named by, or that it was pushed to; else
+    None."""
     if entry["stage"] is None and not Path(entry["place"]).exists():
         return entry["place"]
     pushed = pushed_to(entry)
@@ -41,7 +43,7 @@ def hub_id(entry: Json) -> str | None:
 
 
 def metadata(folder: Path, content: Manifest) -> str:
-    """The YAML at the head of a card, without its fences."""
+    """Return the YAML at the head of a card, without its fences."""
     if KINDS[content["makes"]].repository == "dataset":
         return _of_data(content)
     from huggingface_hub import ModelCardData
@@ -82,12 +84,12 @@ def _index(content: Manifest, task: str) -> list[Any]:
             dataset_type=hub_id(entry) or Path(entry["place"]).name,
             dataset_name=Path(entry["place"]).name,
             dataset_split=split,
-            metric_type=on_hub()[each.name],
-            metric_name=each.name,
-            metric_value=each.value,
-            metric_args=None if each.low is None else {"confidence": 0.95, "low": each.low, "high": each.high},
+            metric_type=on_hub()[score.name],
+            metric_name=score.name,
+            metric_value=score.value,
+            metric_args=None if score.low is None else {"confidence": 0.95, "low": score.low, "high": score.high},
         )
-        for each in scores_of(content["metrics"])
+        for score in scores_of(content["metrics"])
     ]
 
 

@@ -11,17 +11,17 @@ from hfkit.data.tasks import task_in
 WORDS = 4  # of a text to go on with
 
 
-def snippet(folder: Path, content: Manifest, place: str) -> str:
+def snippet(folder: Path, content: Manifest, path: str) -> str:
     """
     Args:
         folder: where the files lie.
         content: what its manifest says, or will say.
-        place: what the folder is called in the lines: a path, or an id on the Hub.
+        path: what the folder is called in the lines: a path, or an id on the Hub.
     """
-    text, name = json.dumps(beginning(content), ensure_ascii=False), json.dumps(place)
+    text, name = json.dumps(beginning(content), ensure_ascii=False), json.dumps(path)
     if template := KINDS[content["makes"]].snippet:
         columns = ", ".join(content["recipe"].get("columns", {"text": ""}))
-        file = f"{place}/{'report' if content['stage'] == 'compare' else 'metrics'}.json"
+        file = f"{path}/{'report' if content['stage'] == 'compare' else 'metrics'}.json"
         return template.format(name=name, text=text, columns=columns, file=file)
     config = read_json(folder, "config.json") or {}
     if task_in(content["recipe"]).has_classes:
@@ -48,7 +48,8 @@ def snippet(folder: Path, content: Manifest, place: str) -> str:
 
 
 def _adapted_classifier(folder: Path, name: str, text: str) -> str:
-    """Its head is in the adapter: a pipeline would make one with other classes."""
+    """Return the lines for an adapter of a classifier. Its head is in the adapter: a pipeline would make one with
+    other classes."""
     base = json.dumps((read_json(folder, ADAPTER) or {})["base_model_name_or_path"])
     return (
         "from peft import PeftModel\n"
@@ -62,7 +63,7 @@ def _adapted_classifier(folder: Path, name: str, text: str) -> str:
 
 
 def _classified(config: Json, text: str) -> str:
-    """The last lines: the likeliest class, or all that reach their threshold."""
+    """Return the last lines: the likeliest class, or all that reach their threshold."""
     if "thresholds" not in config:
         return f"print(classify({text}))"
     return (
@@ -82,10 +83,11 @@ def _sequence_to_sequence(name: str, text: str) -> str:
 
 
 def beginning(content: Manifest) -> str:
-    """The first words of the first test text of the data that a result was made with, where they are still there."""
-    place = content["inputs"].get("data", {}).get("place")
-    if place and (Path(place) / "test.parquet").is_file():
-        row = next(corpus.rows(place, "test"), {})
+    """Return the first words of the first test text of the data that a result was made with, where they are still
+    there."""
+    path = content["inputs"].get("data", {}).get("place")
+    if path and (Path(path) / "test.parquet").is_file():
+        row = next(corpus.rows(path, "test"), {})
         texts = [value for key, value in row.items() if key != "source" and isinstance(value, str)]
         if texts and texts[0].split():
             return " ".join(texts[0].split()[:WORDS])

@@ -9,7 +9,7 @@ from hfkit.training.callbacks import speed_lines
 
 
 def summary(metrics: Metrics, samples: list[tuple[str, str]], folder: Path) -> str:
-    """The result for a person: quality beside its peer, speed beside its roof, and where everything is."""
+    """Return the result for a person: quality beside its peer, speed beside its roof, and where everything is."""
     lines = [
         "",
         f"               {'loss':>8} {'perplexity':>11} {'bits per byte':>14}",
@@ -33,7 +33,7 @@ def summary(metrics: Metrics, samples: list[tuple[str, str]], folder: Path) -> s
 
 
 def task_summary(metrics: Metrics, folder: Path) -> str:
-    """The result of a fine-tuning for a person."""
+    """Return the result of a fine-tuning for a person."""
     shown = dict.fromkeys([*scores_of_training(("texts", "likelihood")), *scores_of_training(("classes",), None)])
     lines = ["", "  test", *(f"    {name:<12} {metrics[name]:10.4g}" for name in shown if name in metrics), ""]
     lines += speed_lines(metrics)

@@ -44,7 +44,7 @@ class Bar(tqdm):
 
 
 def duration(seconds: float) -> str:
-    """`m:ss`, or `h:mm:ss`."""
+    """Return `m:ss`, or `h:mm:ss`."""
     minutes, second = divmod(max(0, round(seconds)), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

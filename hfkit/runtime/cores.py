@@ -31,7 +31,8 @@ def set_openmp() -> None:
 
 
 def _is_chosen_by_user() -> bool:
-    """Whether OMP_NUM_THREADS is the user's: `accelerate launch` and torchrun set it where nobody did, mostly to 1.
+    """Return whether OMP_NUM_THREADS is the user's: `accelerate launch` and torchrun set it where nobody did, mostly
+    to 1.
 
     The launcher is the parent, and the environment that itself was started with tells. Where the system does not show
     it, 1 is taken for the launcher's.
@@ -70,7 +71,8 @@ def _quota() -> float:
 
 
 def _upwards(mount: Path, path: str) -> list[Path]:
-    """A group and those around it. In a container the path may be the host's, where only the mount itself is there."""
+    """Return a group and those around it. In a container the path may be the host's, where only the mount itself is
+    there."""
     group = mount / path.strip("/")
     return [group, *(parent for parent in group.parents if parent.is_relative_to(mount))]
 

@@ -6,7 +6,8 @@ import torch
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations per second of a large matrix product: the best of several, in about a second."""
+    """Measure the floating-point operations per second of a large matrix product: the best of several, in about a
+    second."""
     size = 2048 if device.type == "cpu" else 8192
     left = torch.randn(size, size, device=device).to(dtype)
     right = torch.randn(size, size, device=device).to(dtype)
@@ -21,13 +22,13 @@ def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether it is a GPU, and one that multiplies bfloat16 itself."""
+    """Return whether it is a GPU, and one that multiplies bfloat16 itself."""
     is_there = device.type == "cuda" and torch.cuda.is_available()
     return is_there and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def fastest_precision(device: torch.device) -> tuple[str, float]:
-    """`bf16` where the hardware multiplies it faster than fp32, else `fp32`; and the measured FLOP/s of that.
+    """Return `bf16` where the hardware multiplies it faster than fp32, else `fp32`; and the measured FLOP/s of that.
 
     A processor may have bf16 instructions and be slower with them, so on a CPU both are measured.
     """

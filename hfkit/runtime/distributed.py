@@ -38,7 +38,7 @@ def say(text: str = "") -> None:
 
 
 def is_terminal() -> bool:
-    """Whether somebody watches, so that bars may be drawn: they go to the standard error."""
+    """Return whether somebody watches, so that bars may be drawn: they go to the standard error."""
     return sys.stderr is not None and sys.stderr.isatty()
 
 
@@ -75,11 +75,11 @@ def on_main(name: str, function: Callable[[], Result]) -> Result:
 
 
 def of_all(name: str, value: Result) -> list[Result]:
-    """What every process brings, JSON, in the order of their ranks. It waits for all of them."""
+    """Return what every process brings, JSON, in the order of their ranks. It waits for all of them."""
     if world_size() == 1:
         return [value]
     number = _next_number()
-    keys = [f"hfkit/{number}/{name}/{each}" for each in range(world_size())]
+    keys = [f"hfkit/{number}/{name}/{other}" for other in range(world_size())]
     _set(keys[rank()], value)
     return [json.loads(value) for value in _wait_for(keys)]
 
@@ -97,7 +97,8 @@ def _wait_for(keys: list[str]) -> list[bytes]:
 
 @contextlib.contextmanager
 def _launcher_there() -> Iterator[None]:
-    """The launcher keeps the store: if it was killed, this run ends like one that was asked to."""
+    """Handle the loss of the launcher, which keeps the store: if it was killed, this run ends like one that was asked
+    to."""
     from torch.distributed import DistError
 
     try:
@@ -118,5 +119,5 @@ _calls = iter(range(1 << 62))
 
 
 def _next_number() -> int:
-    """Tells apart two calls of one name: processes make the same calls in the same order."""
+    """Tell apart two calls of one name: processes make the same calls in the same order."""
     return next(_calls)

@@ -18,7 +18,7 @@ class Ended(HfkitError):
 
 
 def call(function: str, *arguments: Any, is_silent: bool = False) -> Any:
-    """What a function returns.
+    """Call a function in a process of its own and return its result.
 
     Args:
         function: `module:name`. The module is imported once for all calls, where the system can fork and has no GPU.
@@ -30,10 +30,10 @@ def call(function: str, *arguments: Any, is_silent: bool = False) -> Any:
         Exception: what the function raises.
     """
     context = _context(function.partition(":")[0])
-    answers, given = context.Pipe(duplex=False)
-    process = context.Process(target=_answer, args=(given, function, arguments, is_silent), daemon=True)
+    answers, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(sender, function, arguments, is_silent), daemon=True)
     process.start()
-    given.close()
+    sender.close()
     try:
         answer = answers.recv()
         process.join(ENDING)
@@ -65,11 +65,11 @@ def _context(module: str) -> Any:
 
 
 def _has_gpu() -> bool:
-    """Whether the machine may have one, without torch, which takes seconds to import."""
+    """Return whether the machine may have one, without torch, which takes seconds to import."""
     return any(any(Path("/dev").glob(pattern)) for pattern in GPUS)
 
 
-def _answer(given: Any, function: str, arguments: tuple[Any, ...], is_silent: bool) -> None:
+def _answer(sender: Any, function: str, arguments: tuple[Any, ...], is_silent: bool) -> None:
     if is_silent:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)
@@ -81,4 +81,4 @@ def _answer(given: Any, function: str, arguments: tuple[Any, ...], is_silent: bo
         if not isinstance(error, HfkitError):
             traceback.print_exc()  # it is lost on the way
         answer = error
-    given.send(answer)
+    sender.send(answer)

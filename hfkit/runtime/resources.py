@@ -55,7 +55,7 @@ def _forget_peak() -> None:
 
 
 def peak_memory() -> int | None:
-    """Bytes at most since the meter began; where the system cannot begin anew, since the process did."""
+    """Return the bytes at most since the meter began; where the system cannot begin anew, since the process did."""
     if _cuda() is not None:
         return _cuda().max_memory_allocated()
     with contextlib.suppress(OSError, StopIteration, ValueError):
@@ -69,7 +69,7 @@ def peak_memory() -> int | None:
 
 
 def resident_memory() -> int | None:
-    """Bytes that this process holds now."""
+    """Return the bytes that this process holds now."""
     with contextlib.suppress(OSError, StopIteration, ValueError):
         line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmRSS"))
         return int(line.split()[1]) * 1024
@@ -77,7 +77,7 @@ def resident_memory() -> int | None:
 
 
 def _cuda() -> Any:
-    """`torch.cuda` where the run has it in use. What is not imported yet is not imported for this."""
+    """Return `torch.cuda` where the run has it in use. What is not imported yet is not imported for this."""
     torch = sys.modules.get("torch")
     return torch.cuda if torch is not None and torch.cuda.is_available() else None
 
@@ -86,15 +86,15 @@ def _cuda() -> Any:
 
 
 def hardware() -> Json:
-    """`processor`, `cores`, `memory_bytes` and, where torch sees any, `gpus`."""
-    found: dict[str, Any] = {"processor": _processor(), "cores": usable_cores(), "memory_bytes": total_memory()}
+    """Return `processor`, `cores`, `memory_bytes` and, where torch sees any, `gpus`."""
+    description: dict[str, Any] = {"processor": _processor(), "cores": usable_cores(), "memory_bytes": total_memory()}
     if _cuda() is not None:
-        found["gpus"] = [_cuda().get_device_name(index) for index in range(_cuda().device_count())]
-    return found
+        description["gpus"] = [_cuda().get_device_name(index) for index in range(_cuda().device_count())]
+    return description
 
 
 def total_memory() -> int | None:
-    """Bytes of the machine, or of the container that the process is in."""
+    """Return the bytes of the machine, or of the container that the process is in."""
     sizes = []
     with contextlib.suppress(ValueError, OSError, AttributeError):
         sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
@@ -114,7 +114,7 @@ def _processor() -> str:
 
 
 def _started_tracker() -> Any:
-    """codecarbon's tracker, offline, if it is installed."""
+    """Return codecarbon's tracker, offline, if it is installed."""
     with contextlib.suppress(Exception):
         import logging
 
@@ -148,12 +148,12 @@ def _energy(tracker: Any, begun: dict[str, tuple[float, float]]) -> Json:
 
 
 def _counters() -> dict[str, tuple[float, float]]:
-    """The devices' own counters by name: joules, and at how many they begin again."""
-    found: dict[str, tuple[float, float]] = {}
+    """Return the devices' own counters by name: joules, and at how many they begin again."""
+    counters: dict[str, tuple[float, float]] = {}
     for package in sorted(POWERCAP.glob("intel-rapl:[0-9]")):  # the name is the same on AMD
         with contextlib.suppress(OSError, ValueError):
             now, span = (int((package / name).read_text()) / 1e6 for name in ("energy_uj", "max_energy_range_uj"))
-            found[package.name] = now, span
+            counters[package.name] = now, span
     if _cuda() is not None:
         with contextlib.suppress(Exception):
             import pynvml
@@ -161,5 +161,5 @@ def _counters() -> dict[str, tuple[float, float]]:
             pynvml.nvmlInit()
             for index in range(pynvml.nvmlDeviceGetCount()):
                 handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-                found[f"gpu{index}"] = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3, 0.0
-    return found
+                counters[f"gpu{index}"] = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3, 0.0
+    return counters

@@ -25,7 +25,7 @@ _is_patient = False
 
 
 def requested() -> str | None:
-    """The name of the signal that came, such as `SIGTERM`."""
+    """Return the name of the signal that came, such as `SIGTERM`."""
     return _received
 
 
