@@ -58,7 +58,7 @@ def handled() -> Iterator[None]:
 
 @contextlib.contextmanager
 def patient() -> Iterator[None]:
-    """Inside, a signal is only noted: who enters asks `requested` in time.
+    """Record signals instead of raising; the caller polls `requested`.
 
     Raises:
         Stopped: at the end, if a signal came and nobody asked.
@@ -74,7 +74,8 @@ def patient() -> Iterator[None]:
 
 
 def _follow(parent: int) -> None:
-    """`accelerate launch` does not pass signals on to a single process; and a killed launcher cannot."""
+    """Follow the launcher: `accelerate launch` does not pass signals on to a single process; and a killed launcher
+    cannot."""
     while os.getppid() == parent:
         time.sleep(PARENT_POLL_SECONDS)
     os.kill(os.getpid(), signal.SIGTERM)
