@@ -99,9 +99,9 @@ class GuardedTrainer(Trainer):
         norm = torch.as_tensor(grad_norm, device=loss.device, dtype=torch.float32)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         is_asked = torch.tensor(signals.requested() is not None, device=loss.device)
-        seen = torch.stack([loss.isnan(), loss.isinf(), norm.isnan(), norm.isinf(), is_asked]).float()
+        indicators = torch.stack([loss.isnan(), loss.isinf(), norm.isnan(), norm.isinf(), is_asked]).float()
         share = norm.nan_to_num(0.0, 0.0, 0.0) / self.args.world_size
-        *flags, mean_norm = self.accelerator.reduce(torch.cat([seen, share[None]]), "sum").tolist()
+        *flags, mean_norm = self.accelerator.reduce(torch.cat([indicators, share[None]]), "sum").tolist()
         loss_is_nan, loss_is_inf, norm_is_nan, norm_is_inf, self._is_stopping = map(bool, flags)
         self._bad = self.guard.judge(
             math.nan if loss_is_nan else math.inf if loss_is_inf else 0.0,

@@ -101,16 +101,16 @@ class MetricsFile(TrainerCallback):
     def __init__(self, path: Path):
         self.path = path
         self.waiting: list[str] = []
-        self.kept: set[tuple[int, str | None]] = set()
+        self.logged: set[tuple[int, str | None]] = set()
         self.is_cut = False  # the last line may have been written in part
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.is_world_process_zero:
-            kept = [line for line in read_log(self.path) if line["step"] <= state.global_step]
-            self.kept = {(line["step"], _kind(line)) for line in kept}
-            manifest.write_file(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+            lines = [line for line in read_log(self.path) if line["step"] <= state.global_step]
+            self.logged = {(line["step"], _kind(line)) for line in lines}
+            manifest.write_file(self.path, "".join(json.dumps(line) + "\n" for line in lines))
 
     def on_log(
         self,
@@ -122,7 +122,7 @@ class MetricsFile(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero or not logs or "train_runtime" in logs:
             return
-        if (state.global_step, _kind(logs)) in self.kept:
+        if (state.global_step, _kind(logs)) in self.logged:
             return  # made again by a run that was stopped between it and its checkpoint
         words = {
             key: str(value) for key, value in logs.items() if isinstance(value, float) and not math.isfinite(value)
@@ -167,23 +167,23 @@ class TrainingBar(ProgressCallback):
     ) -> None:
         if self.training_bar is None or not logs or "loss" not in logs:
             return
-        shown = {"loss": f"{logs['loss']:.3f}"}
+        postfix = {"loss": f"{logs['loss']:.3f}"}
         if "tokens_per_second" in logs:
-            shown |= {"tok/s": f"{logs['tokens_per_second']:,.0f}", "of peak": f"{logs['mfu']:.0%}"}
-        self.training_bar.set_postfix(shown, refresh=False)
+            postfix |= {"tok/s": f"{logs['tokens_per_second']:,.0f}", "of peak": f"{logs['mfu']:.0%}"}
+        self.training_bar.set_postfix(postfix, refresh=False)
 
 
 class TrainingLines(TrainerCallback):
     """What the bar shows, for a log file: a line per logging step, and one per evaluation."""
 
     def __init__(self) -> None:
-        self.begun: tuple[float, int] | None = None  # when, and the step; after the first one, which compiles
+        self.start: tuple[float, int] | None = None  # when, and the step; after the first one, which compiles
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.begun is None:
-            self.begun = time.perf_counter(), state.global_step
+        if self.start is None:
+            self.start = time.perf_counter(), state.global_step
 
     def on_log(
         self,
@@ -195,23 +195,23 @@ class TrainingLines(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero or not logs:
             return
-        parts = [f"  step {state.global_step:,}/{state.max_steps:,}"]
+        columns = [f"  step {state.global_step:,}/{state.max_steps:,}"]
         if "loss" in logs:
-            parts.append(f"loss {logs['loss']:.3f}")
+            columns.append(f"loss {logs['loss']:.3f}")
             if "tokens_per_second" in logs:
-                parts.append(f"{logs['tokens_per_second']:,.0f} tok/s")
-                parts.append(f"{logs['mfu']:.0%} of peak")
-            say("  ".join([*parts, *self._left(state)]))
+                columns.append(f"{logs['tokens_per_second']:,.0f} tok/s")
+                columns.append(f"{logs['mfu']:.0%} of peak")
+            say("  ".join([*columns, *self._left(state)]))
         elif "eval_loss" in logs:
             scores = {key.removeprefix("eval_"): value for key, value in logs.items() if key.startswith("eval_")}
             numbers = [f"{key} {value:.4g}" for key, value in scores.items() if isinstance(value, float)]
-            say("  ".join([*parts, "evaluation:", *numbers]))
+            say("  ".join([*columns, "evaluation:", *numbers]))
 
     def _left(self, state: TrainerState) -> list[str]:
         """The time that the steps to come will take, evaluations and checkpoints as often as until now."""
-        if self.begun is None or state.global_step == self.begun[1]:
+        if self.start is None or state.global_step == self.start[1]:
             return []
-        seconds = (time.perf_counter() - self.begun[0]) / (state.global_step - self.begun[1])
+        seconds = (time.perf_counter() - self.start[0]) / (state.global_step - self.start[1])
         return [f"{duration(seconds * (state.max_steps - state.global_step))} left"]
 
 

@@ -33,8 +33,8 @@ _DISK_SIGNS = ("PytorchStreamWriter", "iostream", "unexpected pos", "I/O error",
 
 def committed(run: Path) -> dict[int, Path]:
     """The checkpoints of a run by their step, oldest first. They have their name, but are not verified."""
-    found = {int(match[1]): path for path in run.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))}
-    return dict(sorted(found.items()))
+    paths = {int(match[1]): path for path in run.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))}
+    return dict(sorted(paths.items()))
 
 
 def last(run: Path) -> Path | None:
@@ -81,8 +81,8 @@ class Commit:
             if problem is not None:
                 on_main("clean", lambda: manifest.sweep(self.run))
                 newest = last(self.run)
-                kept = f"{newest.name} is untouched" if newest is not None else "there is none yet"
-                say(f"  WARNING: the checkpoint of step {self.step} was not written: {problem}. {kept}.")
+                fallback = f"{newest.name} is untouched" if newest is not None else "there is none yet"
+                say(f"  WARNING: the checkpoint of step {self.step} was not written: {problem}. {fallback}.")
         return self._is_there
 
     def settle(self) -> None:
@@ -100,8 +100,8 @@ def commit(
     removed until `keep` are left; that of step `best` always stays. If there is no room, what was committed before is
     untouched.
     """
-    place, work = run / f"checkpoint-{step}", run / f".checkpoint-{step}{manifest.PARTIAL}"
-    if on_main("committed", place.exists):
+    path, work = run / f"checkpoint-{step}", run / f".checkpoint-{step}{manifest.PARTIAL}"
+    if on_main("committed", path.exists):
         return Commit(run, step, None)
     problem = on_main("room", lambda: _prepare(run, work, needed_bytes, keep, best))
     if problem is None:
@@ -173,8 +173,8 @@ def _secure(work: Path) -> dict[str, Json]:
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         synced = [pool.submit(manifest.sync, path) for path in paths]
         digests = list(pool.map(manifest.sha256_of, paths))
-        for each in synced:
-            each.result()
+        for future in synced:
+            future.result()
     return {
         path.relative_to(work).as_posix(): {"size": path.stat().st_size, "sha256": digest}
         for path, digest in zip(paths, digests, strict=True)
@@ -188,8 +188,8 @@ def _digest(description: Json) -> str:
 
 def _superfluous(run: Path, keep: int | None, best: int | None) -> list[Path]:
     """All but the newest `keep` checkpoints and that of step `best`."""
-    there = list(committed(run).items())
-    return [path for step, path in there[: -max(keep, 1)] if step != best] if keep is not None else []
+    checkpoints = list(committed(run).items())
+    return [path for step, path in checkpoints[: -max(keep, 1)] if step != best] if keep is not None else []
 
 
 def _remove(folders: list[Path]) -> None:
@@ -248,8 +248,8 @@ def problems_with(checkpoint: Path) -> list[str]:
     if checkpoint.name != f"checkpoint-{description['step']}":
         return [f"{DESCRIPTION}: describes step {description['step']}"]
     with concurrent.futures.ThreadPoolExecutor(usable_cores()) as pool:
-        told = pool.map(lambda item: _problem_with(checkpoint / item[0], item[1]), description["files"].items())
-        return [problem for problem in told if problem]
+        results = pool.map(lambda item: _problem_with(checkpoint / item[0], item[1]), description["files"].items())
+        return [problem for problem in results if problem]
 
 
 def _problem_with(path: Path, entry: Json) -> str | None:
@@ -265,9 +265,9 @@ def _problem_with(path: Path, entry: Json) -> str | None:
 
 
 def _check_fingerprint(checkpoint: Path, admitted: Collection[str | None]) -> None:
-    made = (manifest.read_json(checkpoint, DESCRIPTION) or {}).get("fingerprint")
-    if made not in admitted:
+    digest = (manifest.read_json(checkpoint, DESCRIPTION) or {}).get("fingerprint")
+    if digest not in admitted:
         raise HfkitError(
-            f"{checkpoint}: belongs to a run of another recipe, data or tokenizer (fingerprint {str(made)[:12]}); "
+            f"{checkpoint}: belongs to a run of another recipe, data or tokenizer (fingerprint {str(digest)[:12]}); "
             f"remove it, or add --force to go on from it all the same"
         )

@@ -45,7 +45,9 @@ def chunked_head(
     Returns:
         The loss (), and the parts (parts,), which pass no gradient on.
     """
-    if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in (hidden, weight, bias)):
+    if torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (hidden, weight, bias)
+    ):
         return _ChunkedHead.apply(hidden, weight, bias, losses, rows, chunk, compiled)
     weight, bias = _cast(weight, hidden), _cast(bias, hidden)
     return _total(
@@ -97,8 +99,8 @@ class _ChunkedHead(torch.autograd.Function):
             logits = functional.linear(states, cast_weight, cast_bias)  # (chunk, vocabulary), as its gradient
             # Sizes 0 and 1 are special to the compiler; for them it would begin again.
             step = _compiled_with_gradient() if compiled and len(logits) > 1 else _with_gradient
-            gradient, found = step(losses, logits, *rows(part))
-            sums.append(found)
+            gradient, chunk_sums = step(losses, logits, *rows(part))
+            sums.append(chunk_sums)
             if hidden_gradient is not None:
                 hidden_gradient[part] = gradient @ cast_weight
             if weight_gradient is not None:
@@ -115,8 +117,8 @@ class _ChunkedHead(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         # Autograd casts them to the dtypes of their tensors.
-        found = (None if each is None else each * gradient for each in ctx.saved_tensors)
-        return (*found, None, None, None, None)
+        gradients = (None if tensor is None else tensor * gradient for tensor in ctx.saved_tensors)
+        return (*gradients, None, None, None, None)
 
 
 def _with_gradient(losses: Losses, logits: Tensor, *rows: Tensor) -> tuple[Tensor, Sums]:

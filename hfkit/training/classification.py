@@ -51,9 +51,9 @@ class ClassificationTrainer(ResumableTrainer):
         losses, logits, labels = self._predict(examples, f"evaluating {metric_key_prefix}")
         loss = losses.double().mean().item()
         metrics = {f"{metric_key_prefix}_loss": loss if math.isfinite(loss) else math.inf}
-        for each in self._statistics(logits, labels).values():
-            bounds = each.intervals() if metric_key_prefix != "eval" else {}
-            for score, value in each.scores().items():
+        for statistics in self._statistics(logits, labels).values():
+            bounds = statistics.intervals() if metric_key_prefix != "eval" else {}
+            for score, value in statistics.scores().items():
                 metrics[f"{metric_key_prefix}_{score}"] = float(value)
                 if score in bounds:
                     low, high = map(float, bounds[score])
@@ -74,9 +74,11 @@ class ClassificationTrainer(ResumableTrainer):
         """Accuracy and F1 of rows; of several classes a row by their names, and of one by its number."""
         config: Any = self.accelerator.unwrap_model(self.model).config
         if labels.dim() == 1:
-            found, expected = logits.argmax(-1).tolist(), labels.tolist()
+            predictions, expected = logits.argmax(-1).tolist(), labels.tolist()
             metrics = {"accuracy": {}, "f1": {"average": "macro"}}
-            return {name: load_metric(name).statistics(found, expected, **kind) for name, kind in metrics.items()}
+            return {
+                name: load_metric(name).statistics(predictions, expected, **kind) for name, kind in metrics.items()
+            }
         names = list(config.id2label.values())
         expected = [[names[index] for index, is_so in enumerate(row) if is_so] for row in labels.tolist()]
         return scoring.statistics(("accuracy", "f1"), classes.chosen(logits, config), expected, names)

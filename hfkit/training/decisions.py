@@ -80,9 +80,9 @@ def decide(
     on the main process only.
     """
     folder = Path(args.output_dir or ".")
-    begun = manifest.read_json(folder, manifest.STARTED) or {}
-    if "decisions" in begun:
-        return begun["decisions"]
+    started = manifest.read_json(folder, manifest.STARTED) or {}
+    if "decisions" in started:
+        return started["decisions"]
     if args.mixed_precision in ("bf16", "fp16"):
         precision, dtype = args.mixed_precision, torch.bfloat16 if args.mixed_precision == "bf16" else torch.float16
         roof_flops = matmul_flops(args.device, dtype)
@@ -110,7 +110,7 @@ def decide(
     }
     if optimizer == "muon":
         decisions["muon_precision"] = fastest_orthogonalization(model, args.device)
-    manifest.write_json(folder / manifest.STARTED, {**begun, "decisions": decisions})
+    manifest.write_json(folder / manifest.STARTED, {**started, "decisions": decisions})
     return decisions
 
 

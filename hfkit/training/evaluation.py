@@ -36,12 +36,12 @@ def over_rows(
     evaluated: Any = model if model is not None else trainer.model_wrapped if is_wrapped else trainer.model
     was_training = evaluated.training
     evaluated.eval()
-    found = []
+    results = []
     for batch in Bar(trainer.get_eval_dataloader(rows), title):
         if trainer.is_in_train and trainer.agree_to_stop():
             raise StoppedInEvaluation
         # This drops the rows that were repeated to fill the last batch of all processes.
         gathered = trainer.accelerator.gather_for_metrics(of_batch(evaluated, batch))
-        found.append(tuple(each.cpu() for each in gathered))
+        results.append(tuple(tensor.cpu() for tensor in gathered))
     evaluated.train(was_training)
-    return [torch.cat(parts) for parts in zip(*found, strict=True)]
+    return [torch.cat(parts) for parts in zip(*results, strict=True)]

@@ -61,7 +61,7 @@ class Muon(torch.optim.Optimizer):
         whole = orthogonalize(torch.stack([_whole(update.to(self.dtype)) for update in updates]))
         torch._foreach_mul_(parameters, 1 - lr * weight_decay)
         size = 0.2 * max(parameters[0].shape) ** 0.5
-        steps = [_like(each, parameter) for each, parameter in zip(whole.unbind(), parameters, strict=True)]
+        steps = [_like(direction, parameter) for direction, parameter in zip(whole.unbind(), parameters, strict=True)]
         torch._foreach_add_(parameters, steps, alpha=-lr * size)
 
 
@@ -105,7 +105,7 @@ def fastest_orthogonalization(model: nn.Module, device: torch.device) -> str:
     if device.type != "cpu":
         return "bf16"
     kinds = kinds_of(model)
-    counts = Counter(tuple(each.shape) for name, each in model.named_parameters() if kinds[name] == "matrix")
+    counts = Counter(tuple(parameter.shape) for name, parameter in model.named_parameters() if kinds[name] == "matrix")
     seconds = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         # A few of each shape tell, and large models have many.

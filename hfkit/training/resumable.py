@@ -244,8 +244,8 @@ class ResumableTrainer(GuardedTrainer):
         if self._is_stopping or self.agree_to_stop():
             name = signals.requested() or "a signal to another process"
             is_there = self._wait_for_commit()
-            kept = f"the checkpoint of step {step} is committed" if is_there else f"step {step} could not be saved"
-            raise signals.Stopped(f"{name}: {kept}")
+            outcome = f"the checkpoint of step {step} is committed" if is_there else f"step {step} could not be saved"
+            raise signals.Stopped(f"{name}: {outcome}")
 
     def _wait_for_commit(self) -> bool:
         return self._commit is None or self._commit.wait()
@@ -284,8 +284,8 @@ class ResumableTrainer(GuardedTrainer):
             tensor for tensor in self.model.parameters() if tensor.requires_grad or not _is_peft_model(self.model)
         ]
         states = self.optimizer.state.values() if self.optimizer is not None else []
-        kept = [value for state in states for value in state.values() if isinstance(value, torch.Tensor)]
-        return sum(tensor.nbytes for tensor in [*saved, *kept])
+        tensors = [value for state in states for value in state.values() if isinstance(value, torch.Tensor)]
+        return sum(tensor.nbytes for tensor in [*saved, *tensors])
 
     def _load_best_model(self) -> None:
         self._wait_for_commit()

@@ -32,7 +32,7 @@ def continuations(folder: Path, device: torch.device, prompts: list[str] | None,
         beginnings = [tokenizer.tokenize(text[:500]) for text in itertools.islice(corpus.texts(data, "test"), 3)]
         prompts = [tokenizer.convert_tokens_to_string(tokens[:PROMPT_TOKENS]) for tokens in beginnings]
     set_seed(0)
-    found = []
+    pairs = []
     for prompt in prompts:
         inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(device)
         length = inputs["input_ids"].shape[1]
@@ -40,5 +40,5 @@ def continuations(folder: Path, device: torch.device, prompts: list[str] | None,
         output = model.generate(
             **inputs, max_new_tokens=min(NEW_TOKENS, room), do_sample=True, temperature=0.8, top_k=50
         )
-        found.append((prompt, tokenizer.decode(output[0, length:], skip_special_tokens=True)))
-    return found
+        pairs.append((prompt, tokenizer.decode(output[0, length:], skip_special_tokens=True)))
+    return pairs

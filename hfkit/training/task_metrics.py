@@ -58,10 +58,10 @@ class TaskMetrics:
 
 def score(predictions: list[str], references: list[list[str]], intervals: bool = False) -> dict[str, float]:
     """ROUGE (0 to 1), BLEU (0 to 100) and exact match (0 to 1); with `_low` and `_high` their 95 % intervals."""
-    kept = of_answers()
-    metrics = [each.name for each in CATALOGUE if each.in_training]
-    found = scoring.statistics(metrics, predictions, references)
-    known = scoring.scores(found) if intervals else {}
-    for name, each in found.items():
-        known |= {name if key == "score" else key: float(value) for key, value in each.scores().items()}
-    return {name: value for name, value in known.items() if name.removesuffix("_low").removesuffix("_high") in kept}
+    names = of_answers()
+    metrics = [metric.name for metric in CATALOGUE if metric.in_training]
+    statistics = scoring.statistics(metrics, predictions, references)
+    scores = scoring.scores(statistics) if intervals else {}
+    for name, statistic in statistics.items():
+        scores |= {name if key == "score" else key: float(value) for key, value in statistic.scores().items()}
+    return {name: value for name, value in scores.items() if name.removesuffix("_low").removesuffix("_high") in names}

@@ -87,9 +87,9 @@ class HfkitTrainer(ResumableTrainer):
         self.task_metrics = task_metrics
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        places = inputs.pop(learned.LEARNED, None)
+        positions = inputs.pop(learned.LEARNED, None)
         if isinstance(self.loss_of, CrossEntropy):
-            self.loss_of.places = places
+            self.loss_of.places = positions
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -104,7 +104,8 @@ class HfkitTrainer(ResumableTrainer):
         return self.optimizer
 
     def _muon(self, model: nn.Module, kinds: dict[str, str]) -> torch.optim.Optimizer:
-        args, trained = self.args, {name: each for name, each in model.named_parameters() if each.requires_grad}
+        args = self.args
+        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         matrices = [parameter for name, parameter in sorted(trained.items()) if kinds[name] == "matrix"]
         if self.is_deepspeed_enabled:
             raise HfkitError("optimizer=muon: DeepSpeed flattens the matrices that Muon needs; use adamw or FSDP")
@@ -152,8 +153,8 @@ class HfkitTrainer(ResumableTrainer):
         """
         rows: PackedRows = self.eval_dataset if eval_dataset is None else eval_dataset
         with self.pause(), uncompiled(), own_random_numbers(self.args.device):
-            found = self.token_metrics(rows, f"evaluating {metric_key_prefix}", intervals=metric_key_prefix != "eval")
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+            scores = self.token_metrics(rows, f"evaluating {metric_key_prefix}", intervals=metric_key_prefix != "eval")
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
         if metric_key_prefix == "eval":  # in training; what follows it stands in metrics.json
             if self.task_metrics is not None:
                 with self.pause(), uncompiled(), own_random_numbers(self.args.device):
@@ -179,11 +180,11 @@ class HfkitTrainer(ResumableTrainer):
             loss = float(total[0] / max(total[1], 1))
             return {"loss": loss, "perplexity": math.exp(min(loss, 700)), "bits_per_byte": loss * bits_per_byte}
 
-        found = combine(sums.sum(0))
-        if intervals and math.isfinite(found["loss"]):
+        metrics = combine(sums.sum(0))
+        if intervals and math.isfinite(metrics["loss"]):
             for name, (low, high) in bootstrap(sums, combine).items():
-                found |= {f"{name}_low": low, f"{name}_high": high}
-        return found
+                metrics |= {f"{name}_low": low, f"{name}_high": high}
+        return metrics
 
     def _token_sums(self, rows: PackedRows, title: str, model: "PreTrainedModel | None") -> np.ndarray:
         """Of each row the sum of the losses in nats and the number of predicted tokens, (rows, 2)."""
