@@ -69,17 +69,17 @@ def collate(rows: list[dict[str, torch.Tensor]], pad_token_id: int, plain: Any) 
     batch = pad(rows, pad_token_id)
     theirs = [row["teacher_ids"] for row in rows]
     teacher_ids = pad_sequence(theirs, batch_first=True)
-    mask = pad_sequence([torch.ones_like(each) for each in theirs], batch_first=True)
+    mask = pad_sequence([torch.ones_like(ids) for ids in theirs], batch_first=True)
     partner = pad_sequence([row["partner"] for row in rows], batch_first=True, padding_value=-1)
     first = torch.arange(len(rows))[:, None] * teacher_ids.shape[1]
-    found = torch.where(partner >= 0, partner + first, -1)
-    return {**batch, "partner": found, "teacher_input_ids": teacher_ids, "teacher_attention_mask": mask}
+    partners = torch.where(partner >= 0, partner + first, -1)
+    return {**batch, "partner": partners, "teacher_input_ids": teacher_ids, "teacher_attention_mask": mask}
 
 
 def aligned_rows(
     task: Task,
     length: int,
-    place: str,
+    path: str,
     tokenizer: PreTrainedTokenizerBase,
     teacher_tokenizer: PreTrainedTokenizerBase,
     cache: Path,
@@ -91,12 +91,12 @@ def aligned_rows(
     Raises:
         HfkitError: if no row is left.
     """
-    digest = hashlib.sha256(manifest.content_of(place).encode())
-    for each in (tokenizer, teacher_tokenizer):
-        digest.update(f"{each.backend_tokenizer.to_str()} {each.bos_token_id} {each.eos_token_id}".encode())
+    digest = hashlib.sha256(manifest.content_of(path).encode())
+    for side in (tokenizer, teacher_tokenizer):
+        digest.update(f"{side.backend_tokenizer.to_str()} {side.bos_token_id} {side.eos_token_id}".encode())
     digest.update(json.dumps([FORMAT, task.name, task.prompt, task.completion, length]).encode())
     write = partial(
-        _write, task=task, length=length, place=place, tokenizer=tokenizer, teacher_tokenizer=teacher_tokenizer
+        _write, task=task, length=length, path=path, tokenizer=tokenizer, teacher_tokenizer=teacher_tokenizer
     )
     return cached(path_of(cache, "aligned", digest.hexdigest()), LAST, write)
 
@@ -105,13 +105,13 @@ def _write(
     work: Path,
     task: Task,
     length: int,
-    place: str,
+    path: str,
     tokenizer: PreTrainedTokenizerBase,
     teacher_tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     """Write the rows one by one, so that no more than one is in memory."""
     starts, paired = [(0, 0)], 0
-    rows = Bar(corpus.rows(place, "train"), "aligning train")
+    rows = Bar(corpus.rows(path, "train"), "aligning train")
     with contextlib.ExitStack() as stack:
         files = {name: stack.enter_context((work / name).open("wb")) for name in FILES}
         for values in rows:
@@ -120,12 +120,12 @@ def _write(
                 partner[pairs[:, 0]] = pairs[:, 1]
                 learned = np.arange(len(ids)) >= learned_from
                 row = {"ids": ids, "learned": learned, "partner": partner, "teacher_ids": teacher_ids}
-                for name, each in row.items():
-                    files[name].write(np.asarray(each, dtype=FILES[name]).tobytes())
+                for name, column in row.items():
+                    files[name].write(np.asarray(column, dtype=FILES[name]).tobytes())
                 starts.append((starts[-1][0] + len(ids), starts[-1][1] + len(teacher_ids)))
                 paired += len(pairs)
     if len(starts) == 1:
-        raise HfkitError(f"data: no row of {place} fits into sequence_length={length} for both tokenizers; raise it")
+        raise HfkitError(f"data: no row of {path} fits into sequence_length={length} for both tokenizers; raise it")
     np.save(work / "starts.npy", np.array(starts))
     manifest.write_json(work / LAST, {"tokens": starts[-1][0], "pairs": paired})
 
@@ -165,5 +165,5 @@ def add_alignment(data: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -
     """Let the student learn from aligned rows."""
     data.train = AlignedRows(folder)
     data.collate = partial(collate, pad_token_id=tokenizer.pad_token_id, plain=data.collate)
-    found = manifest.read_json(folder, LAST) or {}
-    data.facts = {"aligned_share": found["pairs"] / found["tokens"]}
+    counts = manifest.read_json(folder, LAST) or {}
+    data.facts = {"aligned_share": counts["pairs"] / counts["tokens"]}

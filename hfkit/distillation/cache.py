@@ -163,10 +163,10 @@ def _state(folder: Path, plan: Plan, index: int) -> str:
 def _is_described(folder: Path, plan: Plan) -> bool:
     """Whether `targets.json` is there and true of the shards."""
     try:
-        made = manifest.read_json(folder, TARGETS) or {}
+        summary = manifest.read_json(folder, TARGETS) or {}
     except HfkitError:
         return False
-    return "bias" in made and made == {**_summary(folder, plan), "bias": made["bias"]}
+    return "bias" in summary and summary == {**_summary(folder, plan), "bias": summary["bias"]}
 
 
 # ---- writing
@@ -182,9 +182,9 @@ def _make_shards(
             # Seeded by the shard: the same draws whichever process makes it, in whichever run.
             seed = hashlib.sha256(f"{plan.seed} {index}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(seed[:8], "big"))
-            tokens, parts = [0], [_none(plan)]
+            tokens, parts = [0], [_no_entries(plan)]
             for start in range(0, len(span), batch_size):
-                batch = _collate([rows[each] for each in span[start : start + batch_size]])
+                batch = _collate([rows[row] for row in span[start : start + batch_size]])
                 learned = (batch["labels"][:, 1:] != IGNORED).sum(1)
                 tokens += learned.tolist()
                 if learned.any():
@@ -198,7 +198,7 @@ def _collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def _none(plan: Plan) -> Sparse:
+def _no_entries(plan: Plan) -> Sparse:
     """No entries, in the types that are stored."""
     return Sparse(
         ids=np.zeros(0, np.uint16 if plan.width <= 1 << 16 else np.uint32),
@@ -211,8 +211,8 @@ def _write_shard(folder: Path, plan: Plan, index: int, first_token: np.ndarray, 
     """Write `parts`; of each position how many of its entries are `weighted`, which stand first; and `row_starts`,
     int64 (rows + 1, 3): the first token, the first entry and the first weight of each row."""
     arrays = {
-        name: np.concatenate([getattr(part, name) for part in parts], dtype=none.dtype, casting="unsafe")
-        for name, none in _none(plan)._asdict().items()
+        name: np.concatenate([getattr(part, name) for part in parts], dtype=empty.dtype, casting="unsafe")
+        for name, empty in _no_entries(plan)._asdict().items()
     }
     is_alone = arrays["weights"] == 1 if plan.method == "sampled" else np.zeros(len(arrays["weights"]), bool)
     owners = np.repeat(np.arange(len(arrays["sizes"])), arrays["sizes"])
@@ -221,7 +221,9 @@ def _write_shard(folder: Path, plan: Plan, index: int, first_token: np.ndarray, 
     weighted = np.bincount(owners[~is_alone], minlength=len(arrays["sizes"]))
     arrays["weighted"] = weighted.astype(arrays["sizes"].dtype)
     starts = [np.concatenate([[0], np.cumsum(arrays[name], dtype=np.int64)]) for name in ("sizes", "weighted")]
-    content = save({**arrays, "row_starts": np.stack([first_token, *(each[first_token] for each in starts)], axis=1)})
+    content = save(
+        {**arrays, "row_starts": np.stack([first_token, *(offsets[first_token] for offsets in starts)], axis=1)}
+    )
     manifest.write_file(shard_path(folder, index), content)
     entry = {
         "targets": plan.digest,
@@ -233,16 +235,16 @@ def _write_shard(folder: Path, plan: Plan, index: int, first_token: np.ndarray, 
 
 def _finish(folder: Path, plan: Plan, rows: Rows, logits_of: LogitsOf) -> None:
     """Write `targets.json`, and say what the targets cost and how good they are."""
-    made = _summary(folder, plan)
-    manifest.write_json(folder / TARGETS, made)
-    made["bias"] = measure_bias(logits_of, RowsWithTargets(rows, folder), plan.temperature)
-    manifest.write_json(folder / TARGETS, made)
-    entries, size, apart = made["entries_per_token"], made["bytes_per_token"], made["bias"]["total_variation"]
-    say(f"  targets: {made['tokens']:,} tokens, {entries:.1f} entries and {size:.1f} bytes each ({folder})")
+    summary = _summary(folder, plan)
+    manifest.write_json(folder / TARGETS, summary)
+    summary["bias"] = measure_bias(logits_of, RowsWithTargets(rows, folder), plan.temperature)
+    manifest.write_json(folder / TARGETS, summary)
+    entries, size, apart = summary["entries_per_token"], summary["bytes_per_token"], summary["bias"]["total_variation"]
+    say(f"  targets: {summary['tokens']:,} tokens, {entries:.1f} entries and {size:.1f} bytes each ({folder})")
     if apart:
-        steps = zip(apart, made["bias"]["positions"], strict=True)
-        told = ", ".join(f"{distance:.4f} over {count:,}" for distance, count in steps)
-        say(f"  mean target to mean distribution: {told} tokens; without bias like 1/sqrt(tokens)")
+        steps = zip(apart, summary["bias"]["positions"], strict=True)
+        distances = ", ".join(f"{distance:.4f} over {count:,}" for distance, count in steps)
+        say(f"  mean target to mean distribution: {distances} tokens; without bias like 1/sqrt(tokens)")
     if size > MOST_BYTES:
         say(f"  WARNING: more than {MOST_BYTES} bytes a token; fewer draws, or a smaller k, take less")
 
@@ -250,13 +252,13 @@ def _finish(folder: Path, plan: Plan, rows: Rows, logits_of: LogitsOf) -> None:
 def _summary(folder: Path, plan: Plan) -> Json:
     """What `targets.json` says, but for the bias."""
     sizes = [safe_open(shard_path(folder, index), "numpy").get_tensor("sizes") for index in range(plan.shards)]
-    tokens, entries = sum(map(len, sizes)), sum(int(each.sum(dtype=np.int64)) for each in sizes)
+    tokens, entries = sum(map(len, sizes)), sum(int(array.sum(dtype=np.int64)) for array in sizes)
     size = sum(shard_path(folder, index).stat().st_size for index in range(plan.shards))
     return {
         **dataclasses.asdict(plan),
         "shard_rows": plan.shard_rows,
         "tokens": tokens,
-        "most_entries": max(int(each.max(initial=0)) for each in sizes),
+        "most_entries": max(int(array.max(initial=0)) for array in sizes),
         "entries_per_token": entries / max(tokens, 1),
         "bytes": size,
         "bytes_per_token": size / max(tokens, 1),

@@ -33,17 +33,17 @@ class RowsWithTargets(torch.utils.data.Dataset):
 
     def __init__(self, rows: Rows, folder: Path):
         self.rows, self.folder = rows, folder
-        made = manifest.read_json(folder, TARGETS)
-        if made is None:
+        targets = manifest.read_json(folder, TARGETS)
+        if targets is None:
             raise HfkitError(f"{folder}: holds no finished targets; run the recipe that makes them to its end")
-        self.sequence_length: int = made["sequence_length"]
-        own, other = (len(rows), len(rows[0]["input_ids"])), (made["row_count"], self.sequence_length)
+        self.sequence_length: int = targets["sequence_length"]
+        own, other = (len(rows), len(rows[0]["input_ids"])), (targets["row_count"], self.sequence_length)
         if own != other:
             rule = f"holds targets of {other[0]} rows of {other[1]} tokens, got {own[0]} rows of {own[1]}"
             raise HfkitError(f"{folder}: {rule}; let them be made for these rows")
-        self.most_entries: int = made["most_entries"]
-        self.shard_rows: int = made["shard_rows"]
-        self.scale: int = made["entries"] if made["method"] == "sampled" else 1
+        self.most_entries: int = targets["most_entries"]
+        self.shard_rows: int = targets["shard_rows"]
+        self.scale: int = targets["entries"] if targets["method"] == "sampled" else 1
         self.shards: dict[int, Any] = {}  # those that have been opened
 
     def __reduce__(self) -> tuple[type, tuple[Rows, Path]]:
@@ -54,16 +54,16 @@ class RowsWithTargets(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         row = self.rows[index]
-        places = np.flatnonzero(row["labels"][1:].numpy() != IGNORED)  # (tokens,)
+        positions = np.flatnonzero(row["labels"][1:].numpy() != IGNORED)  # (tokens,)
         ids = np.zeros((self.sequence_length, self.most_entries), np.int64)
         probabilities = np.zeros((self.sequence_length, self.most_entries), np.float32)
         shard, starts = self._shard(index // self.shard_rows)
         (token, entry, weight), (token_end, entry_end, weight_end) = starts[index % self.shard_rows :][:2].tolist()
-        if token_end - token != len(places):
+        if token_end - token != len(positions):
             raise HfkitError(f"{self.folder}: row {index} learns other tokens than its targets; delete the folder")
-        if len(places):
+        if len(positions):
             sizes = shard.get_slice("sizes")[token:token_end].astype(np.int64)
-            of_token = np.repeat(places, sizes)  # (entries,)
+            of_token = np.repeat(positions, sizes)  # (entries,)
             slots = np.arange(entry_end - entry) - np.repeat(np.cumsum(sizes) - sizes, sizes)
             ids[of_token, slots] = shard.get_slice("ids")[entry:entry_end]
             weights = np.ones(entry_end - entry, np.float32)

@@ -69,12 +69,12 @@ LOSSES = {
 def about_losses() -> str:
     """What each loss is, in a sentence for those that are alike."""
     names: dict[str, list[str]] = {}
-    for each in LOSSES.values():
-        names.setdefault(each.about, []).append(each.name)
+    for loss in LOSSES.values():
+        names.setdefault(loss.about, []).append(loss.name)
     return " ".join(f"{', '.join(alike)}: {about}." for about, alike in names.items())
 
 
-def function_of(place: str) -> Callable[..., Any]:
+def function_of(reference: str) -> Callable[..., Any]:
     """The function that an entry names."""
-    module, _, name = place.rpartition(":")
+    module, _, name = reference.rpartition(":")
     return getattr(importlib.import_module(module or "hfkit.distillation.losses"), name)

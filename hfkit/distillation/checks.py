@@ -44,7 +44,7 @@ def problems(settings: Distillation, inputs: ResolvedInputs) -> Problems:
             yield key, str(error)
             return
     yield from _model_problems(settings, **configs)
-    is_made = all(given.exists for key, given in inputs.items() if key != "data")
+    is_made = all(resolved.exists for key, resolved in inputs.items() if key != "data")
     if is_made:
         try:
             shared_width(settings, inputs)
@@ -99,15 +99,15 @@ def _config(
     if key not in inputs:
         assert isinstance(settings.student, dict), "a student that is no place is described"
         return student_config(settings.student, teacher)
-    place, recipe = inputs[key].path, inputs[key].recipe
+    path, recipe = inputs[key].path, inputs[key].recipe
     config = None
     if inputs[key].exists:
-        config = load_config(place, settings.trust_remote_code)
+        config = load_config(path, settings.trust_remote_code)
     elif recipe is not None:
         fields = getattr(recipe, "model", None)  # of a pretraining its fields, of a fine-tuning a place
         config = student_config(fields, None) if isinstance(fields, dict) else None
     if config is not None and config.is_encoder_decoder:
-        raise HfkitError(f"{place}: is an encoder-decoder, and only decoders are distilled; name a causal model")
+        raise HfkitError(f"{path}: is an encoder-decoder, and only decoders are distilled; name a causal model")
     return config.get_text_config() if config is not None else None
 
 
@@ -117,8 +117,8 @@ def _model_problems(
     """What does not fit the configurations, as far as they are known."""
     for key, config in (("teacher", teacher), ("student", student)):
         longest = getattr(config, "max_position_embeddings", None)
-        given = key == "teacher" or isinstance(settings.student, str)
-        if given and longest is not None and settings.sequence_length > longest:
+        is_named = key == "teacher" or isinstance(settings.student, str)
+        if is_named and longest is not None and settings.sequence_length > longest:
             yield "sequence_length", f"must be at most the {key}'s {longest} positions, got {settings.sequence_length}"
     if (cut := cut_of(settings.student)) and teacher is not None:
         from hfkit.model.slicing import check_slice
@@ -153,8 +153,8 @@ def of_layers(loss: Loss, index: int, student: "PretrainedConfig", teacher: "Pre
     for pair in layer_pairs(loss, student, teacher):
         for layer, config, whose in zip(pair, (student, teacher), ("student", "teacher"), strict=True):
             if layer >= config.num_hidden_layers:
-                known = f"the {whose} has the layers 0 to {config.num_hidden_layers - 1}"
-                yield f"losses.{index}.layers", f"{pair}: {known}, counted from 0; correct the pair"
+                bounds = f"the {whose} has the layers 0 to {config.num_hidden_layers - 1}"
+                yield f"losses.{index}.layers", f"{pair}: {bounds}, counted from 0; correct the pair"
     if loss.loss == "hidden_states" and loss.projection is False and student.hidden_size != teacher.hidden_size:
         rule = "delete the key to learn a map between them"
         yield f"losses.{index}.projection", f"false: {_widths(student, teacher)}; {rule}"
@@ -181,12 +181,12 @@ def shared_width(settings: Distillation, inputs: ResolvedInputs) -> int:
     return vocabulary.compare(teacher, tokenizer_path(inputs), settings.trust_remote_code).width
 
 
-def warn_of_small_teacher(place: str, student: "PreTrainedModel", trust_remote_code: bool) -> None:
+def warn_of_small_teacher(path: str, student: "PreTrainedModel", trust_remote_code: bool) -> None:
     """Say it where the teacher has fewer parameters than the student."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    config = load_config(place, trust_remote_code)
+    config = load_config(path, trust_remote_code)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     if (theirs := model.num_parameters()) < (own := student.num_parameters()):

@@ -96,28 +96,28 @@ def training_data(
         data.train = _rows(settings, str(generated), tokenizer, cache)[1]["train"]
     elif settings.cross_tokenizer is not None:
         theirs, length = load_tokenizer(teacher_path), settings.sequence_length
-        made = on_main(
+        path = on_main(
             "aligned", lambda: str(aligned_rows(settings.task, length, data_path, tokenizer, theirs, cache))
         )
-        add_alignment(data, tokenizer, Path(made))
+        add_alignment(data, tokenizer, Path(path))
         data.of_teacher = _rows(settings, data_path, theirs, cache)[1]
     return data
 
 
 def _rows(
-    settings: Distillation, place: str, tokenizer: PreTrainedTokenizerBase, cache: Path
+    settings: Distillation, path: str, tokenizer: PreTrainedTokenizerBase, cache: Path
 ) -> tuple[Path, Json, Collate]:
     """The folder of the tokenized data, its splits, and what makes a batch of their rows."""
     length = settings.sequence_length
     if settings.task.is_text:
-        made = on_main("tokens", lambda: str(token_rows(place, tokenizer, length, settings.packing, cache)))
-        return Path(made), {split: PackedRows(Path(made), split) for split in corpus.SPLITS}, default_data_collator
-    made = on_main("examples", lambda: str(task_examples(place, settings.task, tokenizer, length, cache)))
-    examples = {split: Examples(Path(made), split) for split in corpus.SPLITS}
+        folder = on_main("tokens", lambda: str(token_rows(path, tokenizer, length, settings.packing, cache)))
+        return Path(folder), {split: PackedRows(Path(folder), split) for split in corpus.SPLITS}, default_data_collator
+    folder = on_main("examples", lambda: str(task_examples(path, settings.task, tokenizer, length, cache)))
+    examples = {split: Examples(Path(folder), split) for split in corpus.SPLITS}
     if settings.targets.source == "on_policy" or settings.cross_tokenizer is not None:  # one prompt a row
-        return Path(made), examples, partial(pad, pad_token_id=tokenizer.pad_token_id)
-    packed = {split: PackedExamples(each, length, tokenizer.pad_token_id) for split, each in examples.items()}
-    return Path(made), packed, default_data_collator
+        return Path(folder), examples, partial(pad, pad_token_id=tokenizer.pad_token_id)
+    packed = {split: PackedExamples(rows, length, tokenizer.pad_token_id) for split, rows in examples.items()}
+    return Path(folder), packed, default_data_collator
 
 
 def _with_cached_targets(
@@ -132,11 +132,11 @@ def _with_cached_targets(
     def load() -> Any:
         model = teacher()
         chunk = chunk_tokens(width, model.device)
-        asked = Teacher(model, set(), {})
-        return lambda batch: target_batches(asked, _on(batch, model.device), width, chunk)
+        wrapper = Teacher(model, set(), {})
+        return lambda batch: target_batches(wrapper, _on(batch, model.device), width, chunk)
 
-    divergence = next(each for each in settings.losses if each.loss == "forward_kl")
-    made = write_targets(
+    divergence = next(loss for loss in settings.losses if loss.loss == "forward_kl")
+    targets_folder = write_targets(
         load,
         f"{manifest.content_of(teacher_path)} {settings.teacher_quantization}",
         data.train,
@@ -147,10 +147,10 @@ def _with_cached_targets(
         cache,
         settings.train.get("per_device_train_batch_size", 8),
     )
-    data.train = RowsWithTargets(data.train, made)
-    found = manifest.read_json(made, "targets.json") or {}
-    data.facts = {f"targets_{name}": found[name] for name in ("bytes_per_token", "entries_per_token")}
-    data.facts["targets_bias"] = found["bias"]
+    data.train = RowsWithTargets(data.train, targets_folder)
+    summary = manifest.read_json(targets_folder, "targets.json") or {}
+    data.facts = {f"targets_{name}": summary[name] for name in ("bytes_per_token", "entries_per_token")}
+    data.facts["targets_bias"] = summary["bias"]
 
 
 def _on(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:

@@ -58,10 +58,11 @@ def write_generated(
         rows = list(corpus.rows(data_path, "train"))
         batch_size = 2 * settings.train.get("per_device_train_batch_size", 8)
         window = settings.sequence_length
-        written = answers(task, rows, settings.generation, teacher(), tokenizer, batch_size, window)
-        kept = [task.with_answer(row, text) for row, text in zip(rows, written, strict=True) if text]
-        on_main("write generated", lambda: _write(folder, Path(data_path), kept, made_from))
-    say(f"  {len(kept):,} completions written by the teacher, {len(rows) - len(kept):,} rows left out: {folder}")
+        texts = answers(task, rows, settings.generation, teacher(), tokenizer, batch_size, window)
+        answered = [task.with_answer(row, text) for row, text in zip(rows, texts, strict=True) if text]
+        on_main("write generated", lambda: _write(folder, Path(data_path), answered, made_from))
+    dropped = len(rows) - len(answered)
+    say(f"  {len(answered):,} completions written by the teacher, {dropped:,} rows left out: {folder}")
     return folder
 
 
@@ -83,6 +84,6 @@ def _write(folder: Path, data: Path, rows: list[corpus.Row], made_from: Json) ->
 
 
 def _stored(value: object) -> Any:
-    if isinstance(value, list) and all(isinstance(each, dict) for each in value):
+    if isinstance(value, list) and all(isinstance(item, dict) for item in value):
         return [corpus.stored_message(message) for message in value]
     return value

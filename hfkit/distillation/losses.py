@@ -86,8 +86,8 @@ def sparse_forward_kl(student_logits: Tensor, ids: Tensor, probabilities: Tensor
     """
     logits, probabilities = _wide(student_logits) / temperature, _wide(probabilities)
     # Only the kept entries of log_softmax are made.
-    kept = logits.gather(-1, ids) - logits.logsumexp(-1, keepdim=True)
-    return temperature**2 * (torch.xlogy(probabilities, probabilities) - probabilities * kept).sum(-1)
+    log_probabilities = logits.gather(-1, ids) - logits.logsumexp(-1, keepdim=True)
+    return temperature**2 * (torch.xlogy(probabilities, probabilities) - probabilities * log_probabilities).sum(-1)
 
 
 def uld(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:

@@ -33,8 +33,8 @@ class Term(NamedTuple):
     def of(cls, loss: Loss) -> "Term":
         spec = loss.spec
         function, sparse = (function_of(name) if name else None for name in (spec.function, spec.sparse))
-        given = {name: getattr(loss, name) for name in spec.arguments if getattr(loss, name) is not None}
-        return cls(spec, function, sparse, given)
+        arguments = {name: getattr(loss, name) for name in spec.arguments if getattr(loss, name) is not None}
+        return cls(spec, function, sparse, arguments)
 
     def of_tokens(
         self, logits: torch.Tensor, shared: torch.Tensor, targets: torch.Tensor, teacher: tuple[torch.Tensor, ...]
@@ -68,11 +68,11 @@ class Objective:
     def __init__(
         self, losses: list[Loss], student: "PreTrainedModel", teacher_config: Any, width: int, compiled: bool
     ):
-        self.losses = [each for each in losses if each.weight]
+        self.losses = [loss for loss in losses if loss.weight]
         self.names = _names(self.losses)
-        self.terms = [Term.of(each) for each in self.losses]
-        self.of_logits = [index for index, each in enumerate(self.losses) if each.spec.compares != "layers"]
-        self.of_layers = [index for index, each in enumerate(self.losses) if each.spec.compares == "layers"]
+        self.terms = [Term.of(loss) for loss in self.losses]
+        self.of_logits = [index for index, loss in enumerate(self.losses) if loss.spec.compares != "layers"]
+        self.of_layers = [index for index, loss in enumerate(self.losses) if loss.spec.compares == "layers"]
         self.width, self.compiled = width, compiled
         self.parts: dict[str, torch.Tensor] = {}
         self.batch: dict[str, torch.Tensor] = {}
@@ -97,12 +97,12 @@ class Objective:
     def options(self) -> dict[str, bool]:
         """What both models must give beside their last hidden states."""
         ways = {self.losses[index].way for index in self.of_layers}
-        found = {"output_hidden_states": bool(ways & {"mse", "cosine"}), "output_attentions": "maps" in ways}
-        return {name: True for name, is_needed in found.items() if is_needed}
+        options = {"output_hidden_states": bool(ways & {"mse", "cosine"}), "output_attentions": "maps" in ways}
+        return {name: True for name, is_needed in options.items() if is_needed}
 
     @property
     def needs_teacher_logits(self) -> bool:
-        return any(each.spec.compares == "logits" for each in self.losses)
+        return any(loss.spec.compares == "logits" for loss in self.losses)
 
     def _project(self, student: "PreTrainedModel", width: int, teacher_width: int) -> None:
         """Give the student a learned map to the teacher's width for each pair of layers that is compared so."""
@@ -163,8 +163,8 @@ class Objective:
             """What else the chunk's losses take, beside the student's logits."""
             if teacher_states is not None and self.needs_teacher_logits:
                 logits = self.teacher.logits(teacher_states[rows], self.width)
-                return targets[rows], logits, *(each[rows] for each in partner)
-            return targets[rows], *(each[rows] for each in sparse)
+                return targets[rows], logits, *(tensor[rows] for tensor in partner)
+            return targets[rows], *(tensor[rows] for tensor in sparse)
 
         chunk = chunk_tokens(head.weight.shape[0], states.device)
         total, parts = chunked_head(states, head.weight, head.bias, self._chunk, of_rows, chunk, self.compiled)
@@ -186,7 +186,7 @@ class Objective:
         shared = logits[:, : self.width]
         sums = [self.terms[index].of_tokens(logits, shared, targets, teacher).sum() for index in self.of_logits]
         weights = [self.losses[index].weight for index in self.of_logits]
-        total = sum(weight * each for weight, each in zip(weights, sums, strict=True))
+        total = sum(weight * value for weight, value in zip(weights, sums, strict=True))
         return total, torch.stack(sums).detach()
 
     # ---- between layers
@@ -206,19 +206,19 @@ class Objective:
         if loss.way == "maps":
             return of_tensors.attention_maps(student.attentions[own], teacher.attentions[other])
         mask = allowed(self.batch)
-        found = [
+        distances = [
             of_tensors.relations(
                 student.projections[own, name], teacher.projections[other, name], mask, loss.relation_heads
             )
             for name in ("q_proj", "k_proj", "v_proj")
         ]
-        return torch.stack(found).sum(0)
+        return torch.stack(distances).sum(0)
 
 
 def _names(losses: list[Loss]) -> list[str]:
     """A name for each loss; a second one of a kind is numbered."""
     names: list[str] = []
-    for each in losses:
-        number = sum(name.split(".")[0] == each.loss for name in names)
-        names.append(f"{each.loss}.{number + 1}" if number else each.loss)
+    for loss in losses:
+        number = sum(name.split(".")[0] == loss.loss for name in names)
+        names.append(f"{loss.loss}.{number + 1}" if number else loss.loss)
     return names

@@ -26,12 +26,12 @@ COLUMNS = {"teacher": "teacher", "student": "student", "alone": "without teacher
 
 def scores(trainer: HfkitTrainer, data: TrainingData, task_metrics: TaskMetrics) -> Scores:
     """Of the model that was trained: on test, and `validation_*`; of a task also of what it generates."""
-    found = trainer.token_metrics(data.test, "evaluating test")
+    metrics = trainer.token_metrics(data.test, "evaluating test")
     validation = trainer.token_metrics(data.validation, "evaluating validation")
-    found |= {f"validation_{name}": value for name, value in validation.items()}
+    metrics |= {f"validation_{name}": value for name, value in validation.items()}
     if task_metrics.task.has_answers:
-        found |= task_metrics(trainer.model, "test")
-    return found | {"parameters": trainer.model.num_parameters()}
+        metrics |= task_metrics(trainer.model, "test")
+    return metrics | {"parameters": trainer.model.num_parameters()}
 
 
 def teacher_scores(
@@ -40,7 +40,7 @@ def teacher_scores(
     data: TrainingData,
     task_metrics: TaskMetrics,
     packing: str,
-    place: str,
+    teacher_path: str,
     output: Path,
 ) -> Scores:
     """The same of the teacher, kept beside the tokenized data: a later run need not load it.
@@ -48,24 +48,24 @@ def teacher_scores(
     Args:
         teacher: loads the model; called only if its scores are not known.
     """
-    task, asked = task_metrics.task, task_metrics
-    made_from: list[Any] = [manifest.content_of(place), manifest.content_of(asked.data)]
+    task, settings = task_metrics.task, task_metrics
+    made_from: list[Any] = [manifest.content_of(teacher_path), manifest.content_of(settings.data)]
     made_from += [task.name, task.prompt, task.completion, task.messages]
-    made_from += [asked.generation, asked.window, asked.count, packing]
+    made_from += [settings.generation, settings.window, settings.count, packing]
     digest = hashlib.sha256(json.dumps([*made_from, trainer.args.bf16], default=str).encode()).hexdigest()
     path = path_of(beside(output), "teacher", digest, ".json")
-    if known := on_main("teacher known", lambda: manifest.read_json(path.parent, path.name)):
-        return known
+    if stored := on_main("teacher known", lambda: manifest.read_json(path.parent, path.name)):
+        return stored
     model = trainer.accelerator.prepare_model(teacher(), evaluation_mode=True)
-    found: Scores = {}
+    metrics: Scores = {}
     for split, prefix in (("test", ""), ("validation", "validation_")):
         losses = trainer.token_metrics(data.of_teacher[split], f"teacher on {split}", model)
-        found |= {f"{prefix}{name}": value for name, value in losses.items()}
+        metrics |= {f"{prefix}{name}": value for name, value in losses.items()}
     if task.has_answers:
-        found |= task_metrics(model, "test")
-    found["parameters"] = model.num_parameters()
-    on_main("write teacher", lambda: manifest.write_json(path, found))
-    return found
+        metrics |= task_metrics(model, "test")
+    metrics["parameters"] = model.num_parameters()
+    on_main("write teacher", lambda: manifest.write_json(path, metrics))
+    return metrics
 
 
 def gap_closed(teacher: float, student: float, alone: float) -> float | None:
@@ -74,42 +74,42 @@ def gap_closed(teacher: float, student: float, alone: float) -> float | None:
     return (alone - student) / (alone - teacher) if alone > teacher else None
 
 
-def compared(found: dict[str, Scores]) -> Metrics:
+def compared(scores: dict[str, Scores]) -> Metrics:
     """What `metrics.json` says: the student's own scores, `teacher_*` and `alone_*`, and what they come to.
 
     `retention` is the share of the teacher's quality that the student keeps, 1 for all of it: of scores such as
     ROUGE-L student / teacher, of bits per byte teacher / student.
     """
-    teacher, student = found["teacher"], found["student"]
+    teacher, student = scores["teacher"], scores["student"]
     metrics: dict[str, Any] = dict(student)
     for whose in ("teacher", "alone"):
-        metrics |= {f"{whose}_{name}": value for name, value in found.get(whose, {}).items()}
+        metrics |= {f"{whose}_{name}": value for name, value in scores.get(whose, {}).items()}
     metrics["retention_bits_per_byte"] = teacher["bits_per_byte"] / student["bits_per_byte"]
     for name in of_answers():
         if teacher.get(name):
             metrics[f"retention_{name}"] = student[name] / teacher[name]
     metrics["retention"] = metrics.get("retention_rougeL", metrics["retention_bits_per_byte"])
-    if "alone" in found:
-        losses = [found[whose]["bits_per_byte"] for whose in ("teacher", "student", "alone")]
+    if "alone" in scores:
+        losses = [scores[whose]["bits_per_byte"] for whose in ("teacher", "student", "alone")]
         metrics["gap_closed"] = gap_closed(*losses)
     return metrics
 
 
-def summary(metrics: Metrics, found: dict[str, Scores], output: Path) -> str:
+def summary(metrics: Metrics, scores: dict[str, Scores], output: Path) -> str:
     """The result for someone who has never distilled a model."""
-    columns = [whose for whose in COLUMNS if whose in found]
+    columns = [whose for whose in COLUMNS if whose in scores]
     lines = ["", f"  {'test':<16}" + "".join(f"{COLUMNS[whose]:>17}" for whose in columns)]
     rows = {"loss": ".3f", "perplexity": ".2f", "bits_per_byte": ".3f", **dict.fromkeys(of_answers(), ".4g")}
     for name, form in {**rows, "parameters": ",.0f"}.items():
-        if name in found["student"]:
-            cells = (format(found[whose][name], form) for whose in columns)
+        if name in scores["student"]:
+            cells = (format(scores[whose][name], form) for whose in columns)
             lines.append(f"  {name.replace('_', ' '):<16}" + "".join(f"{cell:>17}" for cell in cells))
     lines.append("")
-    smaller = found["student"]["parameters"] / found["teacher"]["parameters"]
+    smaller = scores["student"]["parameters"] / scores["teacher"]["parameters"]
     quality = "its ROUGE-L" if "retention_rougeL" in metrics else "its quality, by bits per byte"
-    kept = f"keeps {metrics['retention']:.1%} of {quality} (retention)."
-    lines.append(f"  The student has {smaller:.0%} of the teacher's parameters, and {kept}")
-    if "alone" in found:
+    retention = f"keeps {metrics['retention']:.1%} of {quality} (retention)."
+    lines.append(f"  The student has {smaller:.0%} of the teacher's parameters, and {retention}")
+    if "alone" in scores:
         closed = metrics["gap_closed"]
         if closed is None:
             lines.append("  The same student without a teacher is as good as the teacher: there was nothing to gain.")

@@ -50,10 +50,10 @@ class Loss(RecipePart):
 
     @model_validator(mode="after")
     def _own_arguments(self) -> "Loss":
-        known = self.spec.arguments
+        allowed = self.spec.arguments
         for name in ("temperature", "beta", "kind", "layers", "projection", "relation_heads"):
-            if getattr(self, name) is not None and name not in known:
-                takes = f"it takes {', '.join(known)}" if known else "it takes none but weight"
+            if getattr(self, name) is not None and name not in allowed:
+                takes = f"it takes {', '.join(allowed)}" if allowed else "it takes none but weight"
                 raise ValueError(f"{name}={getattr(self, name)}: {self.loss} has no such argument, {takes}")
         if self.kind is not None and self.kind not in self.spec.kinds:
             raise ValueError(f"kind={self.kind}: of {self.loss} must be {' or '.join(self.spec.kinds)}")
@@ -147,29 +147,29 @@ class Distillation:
 
 def check_losses(losses: list[Loss], targets: Targets, cross_tokenizer: str | None) -> Iterator[tuple[str, str]]:
     """What a list of losses gets wrong together, as problems of the recipe's keys."""
-    if not sum(each.weight for each in losses):
+    if not sum(loss.weight for loss in losses):
         yield "losses", "the weights sum to 0, so that nothing would be learned; raise one"
     temperatures = set()
-    for index, each in enumerate(losses):
-        if each.spec.compares == "layers" and targets.source in ("cached", "generated"):
-            yield f"losses.{index}", f"{each.loss} needs the teacher's layers; use `targets: {{source: online}}`"
-        if each.spec.compares == "logits" and targets.source == "generated":
-            yield f"losses.{index}", f"{each.loss}: of generated completions only cross_entropy is learned; delete it"
-        if targets.source == "cached" and each.spec.compares == "logits" and not each.spec.sparse:
+    for index, loss in enumerate(losses):
+        if loss.spec.compares == "layers" and targets.source in ("cached", "generated"):
+            yield f"losses.{index}", f"{loss.loss} needs the teacher's layers; use `targets: {{source: online}}`"
+        if loss.spec.compares == "logits" and targets.source == "generated":
+            yield f"losses.{index}", f"{loss.loss}: of generated completions only cross_entropy is learned; delete it"
+        if targets.source == "cached" and loss.spec.compares == "logits" and not loss.spec.sparse:
             yield (
                 f"losses.{index}",
-                f"{each.loss} needs whole distributions, cached targets are sparse; use forward_kl",
+                f"{loss.loss} needs whole distributions, cached targets are sparse; use forward_kl",
             )
-        if each.spec.sparse:
-            temperatures.add(each.temperature or 1.0)
-        if each.spec.is_across_tokenizers != (cross_tokenizer == "uld") and each.spec.compares == "logits":
+        if loss.spec.sparse:
+            temperatures.add(loss.temperature or 1.0)
+        if loss.spec.is_across_tokenizers != (cross_tokenizer == "uld") and loss.spec.compares == "logits":
             rule = "takes `loss: uld` for the teacher's logits, and only it does; change one of them"
-            yield f"losses.{index}", f"{each.loss}: `cross_tokenizer: uld` {rule}"
-        if each.spec.compares == "layers" and cross_tokenizer is not None:
-            yield f"losses.{index}", f"{each.loss}: layers cannot be compared token by token with `cross_tokenizer`"
+            yield f"losses.{index}", f"{loss.loss}: `cross_tokenizer: uld` {rule}"
+        if loss.spec.compares == "layers" and cross_tokenizer is not None:
+            yield f"losses.{index}", f"{loss.loss}: layers cannot be compared token by token with `cross_tokenizer`"
     if targets.source == "cached" and len(temperatures) > 1:
         yield "losses", f"cached targets have one temperature, got {', '.join(map(str, sorted(temperatures)))}"
-    if targets.source != "generated" and not any(each.spec.compares != "data" and each.weight for each in losses):
+    if targets.source != "generated" and not any(loss.spec.compares != "data" and loss.weight for loss in losses):
         yield "losses", "no loss needs the teacher; add forward_kl, or train with `stage: pretrain` or `finetune`"
 
 

@@ -53,8 +53,8 @@ def sparse(
         probabilities = torch.softmax(some.float() / temperature, dim=-1)
         if probabilities[:, 0].isnan().any():
             raise HfkitError("teacher: its logits are not finite, so that there is nothing to learn; choose another")
-        found = draw(probabilities, entries, generator) if method == "sampled" else top_k(probabilities, entries)
-        parts.append([each.cpu().numpy() for each in found])
+        selection = draw(probabilities, entries, generator) if method == "sampled" else top_k(probabilities, entries)
+        parts.append([array.cpu().numpy() for array in selection])
     return Sparse(*map(np.concatenate, zip(*parts, strict=True)))
 
 
@@ -75,12 +75,12 @@ def draw(probabilities: Tensor, draws: int, generator: torch.Generator) -> tuple
     """
     tokens, width = probabilities.shape
     cumulative = probabilities.to(torch.float64, copy=True).cumsum_(-1)
-    places = torch.rand(tokens, draws, dtype=torch.float64, generator=generator) + torch.arange(draws)
-    points = (places / draws).to(cumulative.device) * cumulative[:, -1:]
-    drawn = torch.searchsorted(cumulative, points, right=True).clamp_max(width - 1)  # (tokens, draws)
-    first = width * torch.arange(tokens, device=drawn.device)[:, None]  # tells the distributions apart
-    found, counts = torch.unique_consecutive(drawn + first, return_counts=True)
-    return found % width, counts, torch.bincount(found // width, minlength=tokens)
+    offsets = torch.rand(tokens, draws, dtype=torch.float64, generator=generator) + torch.arange(draws)
+    points = (offsets / draws).to(cumulative.device) * cumulative[:, -1:]
+    ids = torch.searchsorted(cumulative, points, right=True).clamp_max(width - 1)  # (tokens, draws)
+    first = width * torch.arange(tokens, device=ids.device)[:, None]  # tells the distributions apart
+    unique, counts = torch.unique_consecutive(ids + first, return_counts=True)
+    return unique % width, counts, torch.bincount(unique // width, minlength=tokens)
 
 
 def top_k(probabilities: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -108,23 +108,23 @@ def measure_bias(
         target.
     """
     sums: Any = torch.zeros(2, 1, dtype=torch.float64)
-    seen, apart, told = 0, 0.0, list[tuple[int, float]]()
+    count, apart, results = 0, 0.0, list[tuple[int, float]]()
     for index in torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist():
         batch = {name: value[None] for name, value in rows[index].items()}
         learned = batch["labels"][0, 1:] != IGNORED
         ids, stored = (batch.pop(f"target_{name}")[0, :-1][learned] for name in ("ids", "probabilities"))
-        start = seen
+        start = count
         for logits in logits_of(batch) if learned.any() else ():
             teacher = torch.softmax(logits.double() / temperature, dim=-1).cpu()
-            some = slice(seen - start, seen - start + len(teacher))
+            some = slice(count - start, count - start + len(teacher))
             target = torch.zeros_like(teacher).scatter_add_(1, ids[some], stored[some].double())
             sums = sums + torch.stack([teacher.sum(0), target.sum(0)])  # (2, vocabulary)
             apart += (teacher - target).abs().sum().item() / 2
-            seen += len(teacher)
-        if seen >= steps[len(told)]:
+            count += len(teacher)
+        if count >= steps[len(results)]:
             means = sums / sums.sum(1, keepdim=True)
-            told.append((seen, (means[0] - means[1]).abs().sum().item() / 2))
-        if len(told) == len(steps):
+            results.append((count, (means[0] - means[1]).abs().sum().item() / 2))
+        if len(results) == len(steps):
             break
-    positions, distances = zip(*told, strict=True) if told else ((), ())
-    return {"positions": positions, "total_variation": distances, "per_token": apart / max(seen, 1)}
+    positions, distances = zip(*results, strict=True) if results else ((), ())
+    return {"positions": positions, "total_variation": distances, "per_token": apart / max(count, 1)}

@@ -44,7 +44,7 @@ class Watch:
     """
 
     def __init__(self, model: nn.Module, layers: set[int], whose: str):
-        self.seen: dict[tuple[int, str], torch.Tensor] = {}
+        self.vectors: dict[tuple[int, str], torch.Tensor] = {}
         config: Any = model.config
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         modules = dict(decoder_of(model).named_modules())
@@ -60,13 +60,13 @@ class Watch:
 
     def _keeping(self, key: tuple[int, str], width: int) -> Callable[..., None]:
         def keep(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-            self.seen[key] = output.unflatten(-1, (-1, width)).transpose(1, 2)
+            self.vectors[key] = output.unflatten(-1, (-1, width)).transpose(1, 2)
 
         return keep
 
     def take(self) -> dict[tuple[int, str], torch.Tensor]:
-        seen, self.seen = self.seen, {}
-        return seen
+        vectors, self.vectors = self.vectors, {}
+        return vectors
 
 
 class Teacher:
@@ -101,24 +101,24 @@ class Teacher:
         return nn.functional.linear(states, self.head.weight[:width], bias if bias is None else bias[:width])
 
 
-def load_teacher(settings: Distillation, place: str, device: torch.device) -> "PreTrainedModel":
+def load_teacher(settings: Distillation, path: str, device: torch.device) -> "PreTrainedModel":
     """The teacher's model, in the dtype of its files; an adapter is merged into its base.
 
     Raises:
         HfkitError: if its logits are not a linear map of its hidden states.
     """
-    quantization = settings.teacher_quantization or base_quantization(place)
-    eager = any(each.kind == "maps" for each in settings.losses)
+    quantization = settings.teacher_quantization or base_quantization(path)
+    eager = any(loss.kind == "maps" for loss in settings.losses)
     model: Any = load_model(
-        place,
+        path,
         quantization=quantization,
         attn_implementation="eager" if eager else None,
         trust_remote_code=settings.trust_remote_code,
     )
     if getattr(model.config, "quantization_config", None) is None:
-        model = (merged(model) if is_adapter(place) else model).to(device)
+        model = (merged(model) if is_adapter(path) else model).to(device)
     if not is_plain(model):
-        raise HfkitError(f"teacher: the logits of {place} are not a linear map of its hidden states; choose another")
+        raise HfkitError(f"teacher: the logits of {path} are not a linear map of its hidden states; choose another")
     return model
 
 

@@ -72,8 +72,8 @@ class DistillationTrainer(HfkitTrainer):
         self._parts = {}
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         # Drawn by the step alone: all processes agree, as they count their tokens together, and so does a resumed run.
-        drawn = torch.Generator().manual_seed(self.args.seed * STEPS_APART + self.state.global_step)
-        if torch.rand((), generator=drawn).item() >= self.on_policy_share:
+        generator = torch.Generator().manual_seed(self.args.seed * STEPS_APART + self.state.global_step)
+        if torch.rand((), generator=generator).item() >= self.on_policy_share:
             return batches, items
         batches = [self._written_by_student(self._prepare_inputs(batch)) for batch in batches]
         return batches, self._get_num_items_in_batch(batches, device)
@@ -89,7 +89,7 @@ class DistillationTrainer(HfkitTrainer):
         """The batch with the completions that the student writes after its prompts, which then are what is learned."""
         device, pad_id = batch["input_ids"].device, self.generation["pad_token_id"]
         is_prompt = batch["attention_mask"].bool() & ((batch["labels"] != IGNORED).cumsum(-1) == 0)
-        prompts = [ids[kept].tolist() for ids, kept in zip(batch["input_ids"], is_prompt, strict=True)]
+        prompts = [ids[flags].tolist() for ids, flags in zip(batch["input_ids"], is_prompt, strict=True)]
         ids, mask = padded(prompts, pad_id, "left")
         model: Any = causal_of(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
         # From the whole distribution, as GKD samples: of a top_k that is left open `generate` makes 50.
@@ -100,12 +100,12 @@ class DistillationTrainer(HfkitTrainer):
         with generating_with(model, config), portable_attention(model), uncompiled():
             output = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device))
         model.train(was_training)
-        written = output[:, ids.shape[1] :]
+        completions = output[:, ids.shape[1] :]
         ends = [] if config.eos_token_id is None else config.eos_token_id
-        stops = torch.isin(written, torch.as_tensor(ends, device=device))
+        stops = torch.isin(completions, torch.as_tensor(ends, device=device))
         lengths = (stops.cumsum(-1) - stops.long() == 0).sum(-1).tolist()  # up to the first end, with it
         examples = []
-        for prompt, row, length in zip(prompts, written, lengths, strict=True):
+        for prompt, row, length in zip(prompts, completions, lengths, strict=True):
             context, learned = torch.tensor(prompt, device=device), row[:length]
             labels = torch.cat([torch.full_like(context, IGNORED), learned])
             examples.append({"input_ids": torch.cat([context, learned]), "labels": labels})
@@ -147,9 +147,9 @@ def student_trainer(
         rows, collate = (data.alone, data.collate_alone) if teacher is None else (data.train, data.collate)
         return HfkitTrainer(model, args, train_dataset=rows, data_collator=collate, **common)
     is_beside = settings.targets.source != "cached"
-    asked = teacher() if is_beside else None
+    teacher_model = teacher() if is_beside else None
     compiled = bool((decided or {}).get("torch_compile", args.torch_compile))
-    config = asked.config.get_text_config() if asked is not None else None
+    config = teacher_model.config.get_text_config() if teacher_model is not None else None
     objective = Objective(settings.losses, model, config, width, compiled)
     trainer = DistillationTrainer(
         model,
@@ -161,9 +161,9 @@ def student_trainer(
         data_collator=data.collate,
         **common,
     )
-    if asked is not None:
-        asked = placed(asked, trainer.accelerator)
-        trainer.teacher = Teacher(asked, objective.watched(1), objective.options(), compiled)
+    if teacher_model is not None:
+        teacher_model = placed(teacher_model, trainer.accelerator)
+        trainer.teacher = Teacher(teacher_model, objective.watched(1), objective.options(), compiled)
     return trainer
 
 
@@ -181,7 +181,7 @@ def settled_trainer(
     Args:
         teacher, width: see `student_trainer`.
     """
-    between_layers = teacher is not None and any(each.spec.compares == "layers" for each in settings.losses)
+    between_layers = teacher is not None and any(loss.spec.compares == "layers" for loss in settings.losses)
     train = {"torch_compile": False, **settings.train} if between_layers else settings.train  # its graph would break
     optimizer = settings.optimizer.name
     what = f"{optimizer}, learning from " + ("the data alone" if teacher is None else "its teacher")

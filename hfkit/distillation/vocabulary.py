@@ -38,12 +38,12 @@ def compare(teacher: str, student_tokenizer: str, trust_remote_code: bool = Fals
         HfkitError: if a token or a BOS, EOS or unknown token is not the same for both, naming the first that differ.
     """
     theirs, ours = load_tokenizer(teacher, "generate"), load_tokenizer(student_tokenizer)
-    tokens, own_tokens = ({i: token for token, i in each.get_vocab().items()} for each in (theirs, ours))
+    tokens, own_tokens = ({i: token for token, i in tokenizer.get_vocab().items()} for tokenizer in (theirs, ours))
     if ours.pad_token_id not in tokens:
         del own_tokens[ours.pad_token_id]
     problems = _differences(tokens, own_tokens)
     for name in ("bos", "eos", "unk"):
-        special, own_special = (_special(each, name) for each in (theirs, ours))
+        special, own_special = (_special(tokenizer, name) for tokenizer in (theirs, ours))
         if special != own_special:
             problems.append(f"its {name}_token is {special} and the student's is {own_special}")
     if problems:
@@ -59,16 +59,16 @@ def compare(teacher: str, student_tokenizer: str, trust_remote_code: bool = Fals
 def _differences(tokens: dict[int, str], own_tokens: dict[int, str]) -> list[str]:
     """The first ids that do not mean the same token, told in words."""
     differing = [i for i in sorted(tokens.keys() | own_tokens.keys()) if tokens.get(i) != own_tokens.get(i)]
-    told = []
+    differences = []
     for i in differing[:SHOWN]:
         if i in tokens and i in own_tokens:
-            told.append(f'id {i} is "{tokens[i]}" for the teacher and "{own_tokens[i]}" for the student')
+            differences.append(f'id {i} is "{tokens[i]}" for the teacher and "{own_tokens[i]}" for the student')
         else:
             token, whose = (tokens[i], "teacher") if i in tokens else (own_tokens[i], "student")
-            told.append(f'id {i} is "{token}" for the {whose} and nothing for the other')
+            differences.append(f'id {i} is "{token}" for the {whose} and nothing for the other')
     if len(differing) > SHOWN:
-        told.append(f"{len(differing) - SHOWN:,} more ids differ")
-    return told
+        differences.append(f"{len(differing) - SHOWN:,} more ids differ")
+    return differences
 
 
 def _special(tokenizer: "PreTrainedTokenizerBase", name: str) -> str:
@@ -95,9 +95,9 @@ def aligned(
     """
     student_ids, starts, reads = _begins(text, student_tokenizer, prompt)
     teacher_ids, teacher_starts, teacher_reads = _begins(text, teacher_tokenizer, prompt)
-    places = np.where(np.isin(starts, teacher_starts), starts, reads)[1:]  # position i predicts token i + 1
+    offsets = np.where(np.isin(starts, teacher_starts), starts, reads)[1:]  # position i predicts token i + 1
     teacher_places = np.where(np.isin(teacher_starts, starts), teacher_starts, teacher_reads)[1:]
-    shared, positions, teacher_positions = np.intersect1d(places, teacher_places, return_indices=True)
+    shared, positions, teacher_positions = np.intersect1d(offsets, teacher_places, return_indices=True)
     return student_ids, teacher_ids, np.stack([positions, teacher_positions], axis=1)[shared >= 0]
 
 
@@ -114,8 +114,8 @@ def _begins(text: str, tokenizer: "PreTrainedTokenizerBase", prompt: str) -> tup
     starts = np.where(ends > starts, starts, reads)  # some offsets leave white space out, down to nothing
     is_place = (starts >= reads) & (ends > reads)
 
-    def framed(places: np.ndarray) -> np.ndarray:
-        inside = np.where(is_place, places, -1)
+    def framed(offsets: np.ndarray) -> np.ndarray:
+        inside = np.where(is_place, offsets, -1)
         return np.concatenate([np.full(len(before), -1), inside, np.full(len(after), len(text))])
 
     return [*before, *encoding["input_ids"], *after], framed(starts), framed(reads)
