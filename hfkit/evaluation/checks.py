@@ -34,8 +34,8 @@ def of_scoring(scoring: Scoring, data: ResolvedInput | None, models: ResolvedInp
     yield from of_words(scoring.tokenize, scoring.metrics)
     problems = list(check_data(task, data)) if data is not None else []
     present = {key: model.path for key, model in models.items() if model.exists}
-    for key, place in present.items() if not problems else ():
-        problems += of_model(scoring, key, place)
+    for key, path in present.items() if not problems else ():
+        problems += of_model(scoring, key, path)
     yield from problems
     if not problems and data is not None and data.exists:
         yield from of_rows(scoring, read_split(data.path, scoring.split, scoring.limit), present)
@@ -58,8 +58,8 @@ def of_smaller(
             yield "model", str(error)
             return
     yield from of_scoring(scoring, inputs["data"], {"model": inputs["model"]})
-    known = measured(scoring, inputs["data"])
-    yield from limits.problems(accept, known, known, "the model before")
+    names = measured(scoring, inputs["data"])
+    yield from limits.problems(accept, names, names, "the model before")
 
 
 def measured(scoring: Scoring, data: ResolvedInput) -> list[str]:
@@ -76,7 +76,7 @@ def refuse(scoring: Scoring, rows: list[Row], models: dict[str, str]) -> None:
     Raises:
         HfkitError: with every problem.
     """
-    problems = [each for key, place in models.items() for each in of_model(scoring, key, place)]
+    problems = [item for key, path in models.items() for item in of_model(scoring, key, path)]
     problems += of_rows(scoring, rows, models) if not problems else []
     if problems:
         raise HfkitError(*(f"{key}: {problem}" for key, problem in problems))
@@ -84,9 +84,9 @@ def refuse(scoring: Scoring, rows: list[Row], models: dict[str, str]) -> None:
 
 def of_quality(scoring: Scoring) -> Problems:
     """What is wrong with metrics by which no model is better than another."""
-    if not any(each.quality for each in named(scoring.metrics)):
+    if not any(metric.quality for metric in named(scoring.metrics)):
         fit = named(fitting(scoring.task.measured_by))
-        allowed = ", ".join(each.name for each in fit if each.quality)
+        allowed = ", ".join(metric.name for metric in fit if metric.quality)
         yield "metrics", f"{', '.join(scoring.metrics)}: none says which model is better; add one of {allowed}"
 
 
@@ -97,7 +97,7 @@ def of_words(name: str, metrics: Collection[str]) -> Problems:
         return
     if name == "ascii" and "bleu" in metrics:
         yield "tokenize", "'ascii' is rouge_score's and not for bleu; use 'auto' or '13a', or leave bleu out"
-    elif name != "auto" and any(each.cuts_words for each in named(metrics)):
+    elif name != "auto" and any(metric.cuts_words for metric in named(metrics)):
         try:
             scripts.tokenizer(name)
         except HfkitError as error:
@@ -107,15 +107,15 @@ def of_words(name: str, metrics: Collection[str]) -> Problems:
 def of_tokens(models: ResolvedInputs, key: str) -> Problems:
     """What is wrong with a key that compares the perplexity of models, where their tokens are different."""
     present = [model.path for model in models.values() if model.exists]
-    vocabularies = {place: load_tokenizer(place, "generate").get_vocab() for place in present}
-    for place in present[1:]:
-        if vocabularies[place] != vocabularies[present[0]]:
-            rule = f"is per token, and {place} has other tokens than {present[0]}; use bits_per_byte"
+    vocabularies = {path: load_tokenizer(path, "generate").get_vocab() for path in present}
+    for path in present[1:]:
+        if vocabularies[path] != vocabularies[present[0]]:
+            rule = f"is per token, and {path} has other tokens than {present[0]}; use bits_per_byte"
             yield key, f"perplexity {rule}"
             return
 
 
-def of_model(scoring: Scoring, key: str, place: str) -> Problems:
+def of_model(scoring: Scoring, key: str, path: str) -> Problems:
     """What is wrong with a model for an evaluation, from its configuration and its tokenizer.
 
     Raises:
@@ -123,12 +123,12 @@ def of_model(scoring: Scoring, key: str, place: str) -> Problems:
     """
     task = scoring.task
     try:
-        config = load_config(place, scoring.trust_remote_code)
-        if problem := _misfit(task, place, config):
-            yield key, f"{place}: {problem}"
+        config = load_config(path, scoring.trust_remote_code)
+        if problem := _misfit(task, path, config):
+            yield key, f"{path}: {problem}"
             return
-        tokenizer = load_tokenizer(place, task.tokenizer_use, task.chat_template)
-        ids_of(tokenizer, config.get_text_config().vocab_size, place)
+        tokenizer = load_tokenizer(path, task.tokenizer_use, task.chat_template)
+        ids_of(tokenizer, config.get_text_config().vocab_size, path)
     except HfkitError as error:
         yield key, str(error)
         return
@@ -137,12 +137,12 @@ def of_model(scoring: Scoring, key: str, place: str) -> Problems:
         yield from task.room_problems(tokenizer, window, new_tokens)
 
 
-def _misfit(task: Task, place: str, config: "PretrainedConfig") -> str | None:
+def _misfit(task: Task, path: str, config: "PretrainedConfig") -> str | None:
     """Why a model is not one for a task."""
-    kind, has_classes = ", ".join(config.architectures or []), is_classifier(place, config)
+    kind, has_classes = ", ".join(config.architectures or []), is_classifier(path, config)
     if task.has_classes and has_classes is False:
-        what = "an adapter for texts" if is_adapter(place) else kind
-        return f"has no head of classes, it is {what}; fine-tune it with `task: classify`"
+        kind_text = "an adapter for texts" if is_adapter(path) else kind
+        return f"has no head of classes, it is {kind_text}; fine-tune it with `task: classify`"
     if not task.has_classes and has_classes:
         return "is a classifier and writes no texts; choose `task: classify`, or another model"
     if not task.has_classes and "ForMaskedLM" in kind:
@@ -160,25 +160,25 @@ def of_rows(scoring: Scoring, rows: list[Row], models: dict[str, str]) -> Proble
     """
     task = scoring.task
     if task.has_classes:
-        for key, place in models.items():
-            yield from ((key, f"{place}: {problem}") for problem in islice(_of_classes(scoring, rows, place), 1))
+        for key, path in models.items():
+            yield from ((key, f"{path}: {problem}") for problem in islice(_of_classes(scoring, rows, path), 1))
         return
     if task.is_chat:
-        for place in models.values():
-            tokenizer = load_tokenizer(place, task.tokenizer_use, task.chat_template)
+        for path in models.values():
+            tokenizer = load_tokenizer(path, task.tokenizer_use, task.chat_template)
             yield from task.row_problems(rows, tokenizer, f"the {scoring.split} split")
-    if task.has_answers and any(each.needs_overlap for each in named(scoring.metrics)):
+    if task.has_answers and any(metric.needs_overlap for metric in named(scoring.metrics)):
         yield from check_answers(task, rows, scoring.split)
 
 
-def _of_classes(scoring: Scoring, rows: list[Row], place: str) -> Iterator[str]:
-    """What is wrong with the classes of rows for the classifier at `place`."""
-    config = load_config(place, scoring.trust_remote_code)
-    known = config.id2label.values()
+def _of_classes(scoring: Scoring, rows: list[Row], path: str) -> Iterator[str]:
+    """What is wrong with the classes of rows for the classifier at `path`."""
+    config = load_config(path, scoring.trust_remote_code)
+    classes = config.id2label.values()
     for number, row in enumerate(rows, 1):
         where = f"row {number} of the {scoring.split} split"
         if isinstance(row[scoring.task.label], list) and not of_config.is_multi_label(config):
             yield f"chooses one class, and {where} has a list of them; fine-tune a model on rows with lists"
         for name in scoring.task.references(row):
-            if name not in known:
-                yield f"has no class {shown(name)} of {where}, {did_you_mean(name, known)}"
+            if name not in classes:
+                yield f"has no class {shown(name)} of {where}, {did_you_mean(name, classes)}"

@@ -33,29 +33,31 @@ def compared(scoring: Scoring, rows: list[Row], models: dict[str, str], prompts:
     """
     start = time.perf_counter()
     measured = {}
-    for name, place in models.items():
+    for name, path in models.items():
         say(f"  measuring {name}")
-        measured[name] = measure(scoring, rows, place, prompts)
-    outcomes = [each.outcome for each in measured.values()]
+        measured[name] = measure(scoring, rows, path, prompts)
+    outcomes = [measurement.outcome for measurement in measured.values()]
     statistics = statistics_of(scoring, rows, outcomes)
     comparable = same_tokens(outcomes)
-    found = []
-    for index, (name, each) in enumerate(measured.items()):
+    entries = []
+    for index, (name, measurement) in enumerate(measured.items()):
         scores = scores_of(statistics[index], statistics[0] if index else None)
         if not comparable:
             scores = {key: value for key, value in scores.items() if not key.startswith("perplexity_") or key in KEPT}
-        row = {"name": name, "place": models[name], **scores, **each.costs}
+        row = {"name": name, "place": models[name], **scores, **measurement.costs}
         row["training_seconds"] = training_seconds(models[name])
-        found.append({**row, "samples": [list(pair) for pair in each.samples]})
-    quality = next(name for name in qualities() if name in found[0])
+        entries.append({**row, "samples": [list(pair) for pair in measurement.samples]})
+    quality = next(name for name in qualities() if name in entries[0])
     return {
         "quality": quality,
-        "undominated": [row["name"] for row in found if not any(dominates(other, row, quality) for other in found)],
+        "undominated": [
+            row["name"] for row in entries if not any(dominates(other, row, quality) for other in entries)
+        ],
         "rows": len(rows),
-        "models": found,
-        "signatures": [each.signature for each in statistics[0].values()],
+        "models": entries,
+        "signatures": [statistic.signature for statistic in statistics[0].values()],
         "seconds": time.perf_counter() - start,
-        "model_seconds": sum(each.seconds for each in measured.values()),
+        "model_seconds": sum(measurement.seconds for measurement in measured.values()),
     }
 
 
@@ -63,36 +65,36 @@ def dominates(other: Metrics, row: Metrics, quality: str) -> bool:
     """Whether another model is at least as good in quality, size and speed, and better in one."""
     sign = -1 if is_lower_better(quality) else 1
     theirs, own = (
-        (sign * each[quality], -(each["size_bytes"] or 0), each["tokens_per_second"]) for each in (other, row)
+        (sign * entry[quality], -(entry["size_bytes"] or 0), entry["tokens_per_second"]) for entry in (other, row)
     )
     return is_better(theirs, own)
 
 
 def is_better(theirs: tuple[float, ...], own: tuple[float, ...]) -> bool:
     """Whether all of theirs are at least as high, and one is higher."""
-    return theirs != own and all(other >= each for other, each in zip(theirs, own, strict=True))
+    return theirs != own and all(other >= value for other, value in zip(theirs, own, strict=True))
 
 
-def training_seconds(place: str) -> float | None:
+def training_seconds(path: str) -> float | None:
     """The time that making a model took, that of the models it was made from included; None where it is not known."""
-    seen: dict[Path, float] = {}
+    seconds_of: dict[Path, float] = {}
 
     def visit(folder: Path) -> None:
-        made = manifest.read_json(folder)
-        if made is not None and folder not in seen:
-            seen[folder] = made["seconds"]
-            for key, entry in made["inputs"].items():
+        record = manifest.read_json(folder)
+        if record is not None and folder not in seconds_of:
+            seconds_of[folder] = record["seconds"]
+            for key, entry in record["inputs"].items():
                 if key in MODEL_INPUTS:
                     visit(Path(entry["place"]))
 
-    visit(Path(place))
-    return sum(seen.values()) if seen else None
+    visit(Path(path))
+    return sum(seconds_of.values()) if seconds_of else None
 
 
-def beside_base(found: Json, limits: dict[str, str]) -> Metrics:
+def beside_base(comparison: Json, limits: dict[str, str]) -> Metrics:
     """Of a comparison the numbers of the last, as `base_*` those of the first, and as `accept` the limits on them."""
     of_others = ("name", "place", "samples", "training_seconds")
-    rows = found["models"][0], found["models"][-1]
+    rows = comparison["models"][0], comparison["models"][-1]
     base, result = ({key: value for key, value in row.items() if key not in of_others} for row in rows)
     of_base = {f"base_{key}": value for key, value in base.items()}
     return {**result, **of_base, "accept": judged(limits, result, base)}

@@ -26,22 +26,22 @@ REPETITIONS = 3
 NOT_OF_THE_MODEL = {*manifest.DIGEST_EXCLUDES, "predictions.jsonl"}
 
 
-def size_on_disk(place: str) -> int | None:
+def size_on_disk(path_or_id: str) -> int | None:
     """Bytes of the files that a model is loaded from, its tokenizer's among them; with an adapter also its base's.
 
     None for an id on the Hub that is not in the cache.
     """
-    folder: Path | None = Path(place)
-    if not Path(place).is_dir():
+    folder: Path | None = Path(path_or_id)
+    if not Path(path_or_id).is_dir():
         from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(place, "config.json") or try_to_load_from_cache(place, ADAPTER)
-        folder = Path(found).parent if isinstance(found, str) else None
+        file = try_to_load_from_cache(path_or_id, "config.json") or try_to_load_from_cache(path_or_id, ADAPTER)
+        folder = Path(file).parent if isinstance(file, str) else None
     if folder is None:
         return None
     files = [path for path in folder.iterdir() if path.is_file() and path.name not in NOT_OF_THE_MODEL]
     size = sum(path.stat().st_size for path in files)
-    return size + (size_on_disk(base_of(place)) or 0 if is_adapter(place) else 0)
+    return size + (size_on_disk(base_of(path_or_id)) or 0 if is_adapter(path_or_id) else 0)
 
 
 class Memory:
@@ -83,22 +83,22 @@ def speeds(
     """
     new_tokens = min(NEW_TOKENS, window // 2)
     prompt = ids[: min(PROMPT_TOKENS, window - new_tokens)]
-    found = {"first_token_seconds": _median(lambda: _write(model, tokenizer, prompt, 1, 1))}
+    metrics = {"first_token_seconds": _median(lambda: _write(model, tokenizer, prompt, 1, 1))}
     for rows, name in ((1, "tokens_per_second"), (8, "tokens_per_second_batch_8")):
         seconds = _median(lambda rows=rows: _write(model, tokenizer, prompt, rows, new_tokens))  # type: ignore[misc]
-        found[name] = rows * new_tokens / seconds
-    return found
+        metrics[name] = rows * new_tokens / seconds
+    return metrics
 
 
 @torch.no_grad()
 def reading_speeds(model: "PreTrainedModel", ids: list[int]) -> dict[str, float]:
     """The same of a classifier, which only reads: `first_token_seconds` is until the class of one text is known."""
-    found = {}
+    metrics = {}
     for rows, name in ((8, "tokens_per_second_batch_8"), (1, "tokens_per_second")):
         batch = torch.tensor([ids] * rows, device=model.device)
         seconds = _median(lambda batch=batch: model(input_ids=batch).logits.float().cpu())  # type: ignore[misc]
-        found[name] = batch.numel() / seconds
-    return {"first_token_seconds": seconds, **found}
+        metrics[name] = batch.numel() / seconds
+    return {"first_token_seconds": seconds, **metrics}
 
 
 def _write(

@@ -76,7 +76,7 @@ def run(
             max_length=window,
         )
         tasks = _loaded(list(dict.fromkeys(sum(names, []))), manager)
-        found = lm_eval.evaluate(
+        results = lm_eval.evaluate(
             lm,
             tasks,
             limit=scoring.limit,
@@ -85,26 +85,26 @@ def run(
         )
     except Exception as error:  # tasks are code and data of many authors
         raise HfkitError(f"benchmarks: {', '.join(benchmarks)}: cannot be run: {reason(error)}") from error
-    version, shots = lm_eval.__version__, found["n-shot"]
+    version, shots = lm_eval.__version__, results["n-shot"]
     signatures = [
-        f"lm-eval|task:{task}|version:{found['versions'].get(task)}|fewshot:{shots.get(task)}|lm_eval-{version}"
-        for task in found["results"]
+        f"lm-eval|task:{task}|version:{results['versions'].get(task)}|fewshot:{shots.get(task)}|lm_eval-{version}"
+        for task in results["results"]
     ]
-    return {"scores": _scores(found), "signatures": signatures}
+    return {"scores": _scores(results), "signatures": signatures}
 
 
-def scores(found: Json, other: Json | None = None) -> dict[str, float]:
+def scores(report: Json, other: Json | None = None) -> dict[str, float]:
     """Each score with `_low` and `_high`, the normal 95 % interval of the harness's standard error, where it has one;
     against another model's, where both are means of the same rows, also `_difference`, its interval and `_p`."""
     results: dict[str, float] = {}
-    for name, each in found.get("scores", {}).items():
-        results[name] = each["value"]
-        if each["stderr"] is not None:
-            results[f"{name}_low"] = each["value"] - NORMAL_95 * each["stderr"]
-            results[f"{name}_high"] = each["value"] + NORMAL_95 * each["stderr"]
+    for name, score in report.get("scores", {}).items():
+        results[name] = score["value"]
+        if score["stderr"] is not None:
+            results[f"{name}_low"] = score["value"] - NORMAL_95 * score["stderr"]
+            results[f"{name}_high"] = score["value"] + NORMAL_95 * score["stderr"]
         theirs = (other or {}).get("scores", {}).get(name, {}).get("rows")
-        if theirs is not None and each["rows"] is not None and len(theirs) == len(each["rows"]):
-            test = _paired(each["rows"], theirs)
+        if theirs is not None and score["rows"] is not None and len(theirs) == len(score["rows"]):
+            test = _paired(score["rows"], theirs)
             results |= {
                 f"{name}_difference": test.difference,
                 f"{name}_difference_low": test.low,
@@ -145,26 +145,26 @@ def _loaded(names: list[str], manager: "TaskManager") -> Any:
 
 
 def _tasks_in(folder: str, manager: "TaskManager") -> list[str]:
-    place = Path(folder).expanduser().resolve()
+    root = Path(folder).expanduser().resolve()
     index = manager.task_index
-    return [name for name in manager.all_subtasks if place in (index[name].yaml_path or Path()).parents]
+    return [name for name in manager.all_subtasks if root in (index[name].yaml_path or Path()).parents]
 
 
-def _scores(found: Any) -> Metrics:
-    kept: dict[str, Any] = {}
-    for task, values in found["results"].items():
+def _scores(report: Any) -> Metrics:
+    entries: dict[str, Any] = {}
+    for task, values in report["results"].items():
         for key, value in values.items():
             metric, _, kind = key.partition(",")
             if not kind or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
             stderr = values.get(f"{metric}_stderr,{kind}")
-            rows = [row[metric] for row in found["samples"].get(task, []) if row["filter"] == kind and metric in row]
+            rows = [row[metric] for row in report["samples"].get(task, []) if row["filter"] == kind and metric in row]
             is_mean = (
                 all(isinstance(row, int | float) for row in rows) and len(rows) and np.isclose(np.mean(rows), value)
             )
-            kept[f"{task}/{metric}" + (f"/{kind}" if kind != "none" else "")] = {
+            entries[f"{task}/{metric}" + (f"/{kind}" if kind != "none" else "")] = {
                 "value": float(value),
                 "stderr": float(stderr) if isinstance(stderr, int | float) and np.isfinite(stderr) else None,
                 "rows": [float(row) for row in rows] if is_mean else None,
             }
-    return kept
+    return entries

@@ -35,11 +35,11 @@ class Pieces(NamedTuple):
         """Of each row nats, tokens and bytes: (rows, 3), float64. Call it on every process."""
         padding = tokenizer.pad_token_id
         if model.config.is_encoder_decoder:
-            found = pair_sums(model, self.examples, batch_size, padding, tokenizer.bos_token_id)
+            piece_sums = pair_sums(model, self.examples, batch_size, padding, tokenizer.bos_token_id)
         else:
-            found = token_sums(model, self.examples, batch_size, padding)
+            piece_sums = token_sums(model, self.examples, batch_size, padding)
         sums = np.zeros((len(self.sizes), 3))
-        np.add.at(sums[:, :2], self.owners, found)
+        np.add.at(sums[:, :2], self.owners, piece_sums)
         sums[:, 2] = self.sizes
         return sums
 
@@ -65,15 +65,15 @@ class Inputs(NamedTuple):
     pieces: Pieces | None
 
 
-def inputs_of(scoring: Scoring, rows: list[Row], place: str) -> Inputs:
-    """The rows for the model at `place`.
+def inputs_of(scoring: Scoring, rows: list[Row], path: str) -> Inputs:
+    """The rows for the model at `path`.
 
     Raises:
         HfkitError: if the window has no room for any of them.
     """
     task, metrics = scoring.task, scoring.metrics
-    tokenizer = load_tokenizer(place, task.tokenizer_use, task.chat_template)
-    config = load_config(place, scoring.trust_remote_code)
+    tokenizer = load_tokenizer(path, task.tokenizer_use, task.chat_template)
+    config = load_config(path, scoring.trust_remote_code)
     window, is_whole = window_of(config, tokenizer), config.is_encoder_decoder
     generation: dict[str, Any] = {}
     prompts: list[tuple[list[int], bool]] = []
@@ -87,9 +87,9 @@ def inputs_of(scoring: Scoring, rows: list[Row], place: str) -> Inputs:
     if made_of("likelihood", metrics):
         pieces = _pieces(task, rows, tokenizer, window, is_whole)
         if not pieces.examples:
-            raise HfkitError(f"{place}: no completion fits into the window of {window} tokens, so that none is likely")
-    cut = sum(is_cut for _, is_cut in prompts)
-    return Inputs(place, tokenizer, window, generation, [ids for ids, _ in prompts], cut, pieces)
+            raise HfkitError(f"{path}: no completion fits into the window of {window} tokens, so that none is likely")
+    cut_count = sum(is_cut for _, is_cut in prompts)
+    return Inputs(path, tokenizer, window, generation, [ids for ids, _ in prompts], cut_count, pieces)
 
 
 def _pieces(
@@ -99,14 +99,14 @@ def _pieces(
     owners: list[int] = []
     sizes = np.zeros(len(rows))
     for index, row in enumerate(rows):
-        found: list[Any]
+        encoded: list[Any]
         if is_encoder_decoder:
-            found, text = [encode_pair(task, row, tokenizer, window)], task.references(row)[0]
+            encoded, text = [encode_pair(task, row, tokenizer, window)], task.references(row)[0]
         else:
-            found = task.encode(row, tokenizer, window)
-            text = task.learned_text(row, found, tokenizer)
-        kept = [each for each in found if each is not None]
-        examples += kept
-        owners += [index] * len(kept)
-        sizes[index] = len(text.encode()) if kept else 0
+            encoded = task.encode(row, tokenizer, window)
+            text = task.learned_text(row, encoded, tokenizer)
+        pieces = [piece for piece in encoded if piece is not None]
+        examples += pieces
+        owners += [index] * len(pieces)
+        sizes[index] = len(text.encode()) if pieces else 0
     return Pieces(examples, owners, sizes)

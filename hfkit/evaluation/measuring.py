@@ -43,8 +43,8 @@ class Measured(NamedTuple):
     seconds: float
 
 
-def measure(scoring: Scoring, rows: list[Row], place: str, prompts: list[str] | None = None) -> Measured:
-    """The model at `place`, measured in a process that begins and ends with it, so that its memory is its own.
+def measure(scoring: Scoring, rows: list[Row], path: str, prompts: list[str] | None = None) -> Measured:
+    """The model at `path`, measured in a process that begins and ends with it, so that its memory is its own.
 
     Args:
         prompts: texts to go on with, for samples. By default the prompts of the first rows, or of whole texts the
@@ -54,14 +54,14 @@ def measure(scoring: Scoring, rows: list[Row], place: str, prompts: list[str] | 
         HfkitError: for a model that cannot be measured, also where the system ended its process.
     """
     try:
-        return isolated.call(f"{__name__}:_measure", scoring, rows, place, prompts)
+        return isolated.call(f"{__name__}:_measure", scoring, rows, path, prompts)
     except isolated.Ended:
-        raise HfkitError(f"{place}: the process that measured it was killed, probably out of memory") from None
+        raise HfkitError(f"{path}: the process that measured it was killed, probably out of memory") from None
 
 
-def costs_of(scoring: Scoring, place: str, data: str) -> dict[str, float | None]:
-    """`limits.COSTS` of the model at `place`, that does a task on prepared data."""
-    return measure(scoring, list(islice(corpus.rows(data, "test"), SAMPLES)), place).costs
+def costs_of(scoring: Scoring, path: str, data: str) -> dict[str, float | None]:
+    """`limits.COSTS` of the model at `path`, that does a task on prepared data."""
+    return measure(scoring, list(islice(corpus.rows(data, "test"), SAMPLES)), path).costs
 
 
 def judge(
@@ -80,20 +80,20 @@ def judge(
     """
     if not set(accept) & set(limits.COSTS):
         return limits.judged(accept, metrics, base)
-    own, other = (costs_of(scoring, place, data) for place in (str(result), base_place))
+    own, other = (costs_of(scoring, path, data) for path in (str(result), base_place))
     return limits.judged(accept, metrics | own, base | other)
 
 
-def _measure(scoring: Scoring, rows: list[Row], place: str, prompts: list[str] | None) -> Measured:
+def _measure(scoring: Scoring, rows: list[Row], path: str, prompts: list[str] | None) -> Measured:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     for name in ("RANK", "WORLD_SIZE"):  # the launcher's, of the processes that train: this one is alone
         os.environ.pop(name, None)
-    inputs = inputs_of(scoring, rows, place)
+    inputs = inputs_of(scoring, rows, path)
     memory, start = costs.Memory(), time.perf_counter()
-    model = open_model(place, scoring.task.has_classes, scoring.trust_remote_code)
+    model = open_model(path, scoring.task.has_classes, scoring.trust_remote_code)
     of_model: dict[str, float | None] = {"load_seconds": time.perf_counter() - start}
 
     tokenizer, samples = inputs.tokenizer, list[tuple[str, str]]()
@@ -107,7 +107,7 @@ def _measure(scoring: Scoring, rows: list[Row], place: str, prompts: list[str] |
         shown = (tokenizer.decode(ids, skip_special_tokens=True) for ids in beginnings)
         samples = list(zip(shown, texts, strict=True))
     of_model |= {"memory_bytes": memory.peak(), "parameters": model.num_parameters()}
-    of_model["size_bytes"] = costs.size_on_disk(place)
+    of_model["size_bytes"] = costs.size_on_disk(path)
     return Measured(outcome_of(scoring, model, inputs), of_model, samples, time.perf_counter() - start)
 
 

@@ -42,20 +42,22 @@ def outcome_of(scoring: Scoring, model: "PreTrainedModel", inputs: Inputs) -> Ou
 
 def statistics_of(scoring: Scoring, rows: list[Row], outcomes: list[Outcome]) -> list[dict[str, Statistics]]:
     """Of each model the statistics of each metric, on the same rows."""
-    found: list[dict[str, Statistics]] = [{} for _ in outcomes]
+    results: list[dict[str, Statistics]] = [{} for _ in outcomes]
     if outcomes[0].texts:
         references = list(map(scoring.task.references, rows))
-        answers = [each.texts for each in outcomes]
-        if any(isinstance(each[0], list) for each in answers):  # one that chooses one class is held to lists too
-            answers = [list(map(listed, each)) for each in answers]
+        answers = [outcome.texts for outcome in outcomes]
+        if any(isinstance(texts[0], list) for texts in answers):  # one that chooses one class is held to lists too
+            answers = [list(map(listed, texts)) for texts in answers]
         labels = classes_in(references, *answers)
-        found = [statistics(scoring.metrics, each, references, labels, scoring.tokenize) for each in answers]
+        results = [statistics(scoring.metrics, texts, references, labels, scoring.tokenize) for texts in answers]
     if outcomes[0].inputs.pieces is not None:
-        likelihoods = of_likelihood(scoring.metrics, [each.sums for each in outcomes])
-        found = [of_texts | more for of_texts, more in zip(found, likelihoods, strict=True)]
-    return found
+        likelihoods = of_likelihood(scoring.metrics, [outcome.sums for outcome in outcomes])
+        results = [of_texts | likelihood for of_texts, likelihood in zip(results, likelihoods, strict=True)]
+    return results
 
 
 def same_tokens(outcomes: list[Outcome]) -> bool:
     """Whether the models have one vocabulary, so that what is taken per token compares."""
-    return all(each.inputs.tokenizer.get_vocab() == outcomes[0].inputs.tokenizer.get_vocab() for each in outcomes[1:])
+    return all(
+        other.inputs.tokenizer.get_vocab() == outcomes[0].inputs.tokenizer.get_vocab() for other in outcomes[1:]
+    )
