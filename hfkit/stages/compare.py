@@ -45,10 +45,10 @@ def check(recipe: Recipe, inputs: ResolvedInputs) -> Iterator[tuple[str, str]]:
     yield from checks.of_quality(scoring)
     problems = list(checks.of_scoring(scoring, inputs["data"], models))
     yield from problems
-    known = checks.measured(scoring, inputs["data"])
-    yield from limits.problems(recipe.accept, known, known, "the first model")
-    if (asked := _key_of_perplexity(recipe)) and not problems:
-        yield from checks.of_tokens(models, asked)
+    allowed = checks.measured(scoring, inputs["data"])
+    yield from limits.problems(recipe.accept, allowed, allowed, "the first model")
+    if (perplexity_key := _key_of_perplexity(recipe)) and not problems:
+        yield from checks.of_tokens(models, perplexity_key)
 
 
 def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> Metrics:
@@ -61,24 +61,26 @@ def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> Metrics:
     scoring, models = recipe.scoring(), _models(inputs)
     rows = corpus.read_split(inputs["data"].path, recipe.split, recipe.limit)
     checks.refuse(scoring, rows, {key: model.path for key, model in models.items()})
-    if asked := _key_of_perplexity(recipe):
-        refuse(checks.of_tokens(models, asked))
+    if perplexity_key := _key_of_perplexity(recipe):
+        refuse(checks.of_tokens(models, perplexity_key))
 
     # The models, one after the other
-    found = comparison.compared(scoring, rows, names(inputs), recipe.prompts)
-    base = found["models"][0]
-    judged = [
-        each for row in found["models"][1:] for each in limits.judged(recipe.accept, row, base, name=row["name"])
+    result = comparison.compared(scoring, rows, names(inputs), recipe.prompts)
+    base = result["models"][0]
+    verdicts = [
+        verdict
+        for row in result["models"][1:]
+        for verdict in limits.judged(recipe.accept, row, base, name=row["name"])
     ]
 
     # The report
-    title = f"{len(found['models'])} models, {recipe.split} split of {inputs['data'].path}"
-    manifest.write_json(output / "report.json", found)
-    (output / "report.md").write_text(report.markdown(found, title), encoding="utf-8")
-    (output / "report.html").write_text(report.page(found, title), encoding="utf-8")
-    say(report.screen(found))
-    say(f"  Pareto-optimal: {', '.join(found['undominated'])}; report.md, report.html and report.json are the report")
-    return {**found, "models": _flat(found), "accept": judged}
+    title = f"{len(result['models'])} models, {recipe.split} split of {inputs['data'].path}"
+    manifest.write_json(output / "report.json", result)
+    (output / "report.md").write_text(report.markdown(result, title), encoding="utf-8")
+    (output / "report.html").write_text(report.page(result, title), encoding="utf-8")
+    say(report.screen(result))
+    say(f"  Pareto-optimal: {', '.join(result['undominated'])}; report.md, report.html and report.json are the report")
+    return {**result, "models": _flat(result), "accept": verdicts}
 
 
 def _key_of_perplexity(recipe: Recipe) -> str | None:
@@ -94,16 +96,16 @@ def _models(inputs: ResolvedInputs) -> ResolvedInputs:
 
 def names(inputs: ResolvedInputs) -> dict[str, str]:
     """The models by names that tell them apart: the last part of the place, where that is enough."""
-    places = [model.path for model in _models(inputs).values()]
-    return dict(zip(distinct(places), places, strict=True))
+    paths = [model.path for model in _models(inputs).values()]
+    return dict(zip(distinct(paths), paths, strict=True))
 
 
-def distinct(places: list[str]) -> list[str]:
-    short = [Path(place).name for place in places]
-    return [name if short.count(name) == 1 else place for name, place in zip(short, places, strict=True)]
+def distinct(paths: list[str]) -> list[str]:
+    short = [Path(path).name for path in paths]
+    return [name if short.count(name) == 1 else path for name, path in zip(short, paths, strict=True)]
 
 
-def _flat(found: Json) -> Json:
+def _flat(result: Json) -> Json:
     """The numbers of each model under its name."""
     left_out = ("name", "samples")
-    return {row["name"]: {key: row[key] for key in row if key not in left_out} for row in found["models"]}
+    return {row["name"]: {key: row[key] for key in row if key not in left_out} for row in result["models"]}

@@ -136,31 +136,31 @@ def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> Metrics:
 
     # Training
     batch_size, length = args.per_device_train_batch_size, recipe.sequence_length
-    asked = (batch_size, recipe.generation, length, recipe.evaluation_rows)
-    task_metrics = TaskMetrics(task, data_path, tokenizer, *asked)
+    arguments = (batch_size, recipe.generation, length, recipe.evaluation_rows)
+    task_metrics = TaskMetrics(task, data_path, tokenizer, *arguments)
     model = student()
     checks.warn_of_small_teacher(teacher_path, model, recipe.trust_remote_code)
     trainer = settled_trainer(settings, model, data, task_metrics, output, teacher, width)
     metrics = fit(trainer, output, checkpoint, data.tokens_a_row, length)
-    found = {"student": report.scores(trainer, data, task_metrics)}
+    scores = {"student": report.scores(trainer, data, task_metrics)}
     metrics["size_bytes"] = save(trainer, tokenizer, output)
 
     # Its teacher, and the same student without one
-    found["teacher"] = report.teacher_scores(
+    scores["teacher"] = report.teacher_scores(
         trainer, teacher, data, task_metrics, recipe.packing, teacher_path, output
     )
     if recipe.baseline:
         say("\n  The same student with cross-entropy alone, on the same tokens")
-        found["alone"] = _alone(settings, student(), data, task_metrics, output)
-    metrics |= report.compared(found) | data.facts
-    on_main("close", lambda: report.close(output, found["teacher"]))
-    say(report.summary(metrics, found, output))
+        scores["alone"] = _alone(settings, student(), data, task_metrics, output)
+    metrics |= report.compared(scores) | data.facts
+    on_main("close", lambda: report.close(output, scores["teacher"]))
+    say(report.summary(metrics, scores, output))
     if recipe.accept:
         from hfkit.evaluation.measuring import judge
         from hfkit.evaluation.settings import Scoring
 
         scoring = Scoring(task, trust_remote_code=recipe.trust_remote_code)
-        asked_of = (recipe.accept, metrics, found["teacher"], scoring, data_path, output, teacher_path)
+        asked_of = (recipe.accept, metrics, scores["teacher"], scoring, data_path, output, teacher_path)
         metrics["accept"] = on_main("accept", lambda: judge(*asked_of))
     return metrics
 
@@ -178,10 +178,10 @@ def _alone(
 
     def prepare() -> None:
         folder.mkdir(exist_ok=True)
-        begun = manifest.read_json(output, manifest.STARTED) or {}
-        if (manifest.read_json(folder, manifest.STARTED) or {}).get("fingerprint") != begun.get("fingerprint"):
-            begun = {key: value for key, value in begun.items() if key != "committed"}
-            manifest.write_json(folder / manifest.STARTED, begun)
+        started = manifest.read_json(output, manifest.STARTED) or {}
+        if (manifest.read_json(folder, manifest.STARTED) or {}).get("fingerprint") != started.get("fingerprint"):
+            started = {key: value for key, value in started.items() if key != "committed"}
+            manifest.write_json(folder / manifest.STARTED, started)
 
     on_main("resume alone", prepare)
     checkpoint = newest_checkpoint(folder)

@@ -45,8 +45,8 @@ class Recipe(ScoredRecipe):
 
     def external_inputs(self) -> Json:
         """The content of folders with tasks."""
-        places = [Path(name).expanduser() for name in self.benchmarks or []]
-        folders = [place for place in places if place.is_dir()]
+        paths = [Path(name).expanduser() for name in self.benchmarks or []]
+        folders = [path for path in paths if path.is_dir()]
         return {str(folder): manifest.digest_of(manifest.describe_files(folder)) for folder in folders}
 
 
@@ -79,21 +79,21 @@ def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> Metrics:
     scoring, models = recipe.scoring(), {key: model.path for key, model in _models(inputs).items()}
     rows = corpus.read_split(inputs["data"].path, recipe.split, recipe.limit) if "data" in inputs else []
     checks.refuse(scoring, rows, models)
-    prompts = {key: inputs_of(scoring, rows, place) for key, place in models.items()}
+    prompts = {key: inputs_of(scoring, rows, path) for key, path in models.items()}
 
     # What the models make of it
-    found, benchmarks = {}, {}
-    for key, place in models.items():
-        window, cut = prompts[key].window, prompts[key].cut
-        say(f"  {place}, a window of {window:,} tokens" + (f", {cut:,} prompts cut" if cut else ""))
-        model = open_model(place, scoring.task.has_classes, recipe.trust_remote_code)
-        found[key] = outcomes.outcome_of(scoring, model, prompts[key])
+    results, benchmarks = {}, {}
+    for key, path in models.items():
+        window, cut_count = prompts[key].window, prompts[key].cut
+        say(f"  {path}, a window of {window:,} tokens" + (f", {cut_count:,} prompts cut" if cut_count else ""))
+        model = open_model(path, scoring.task.has_classes, recipe.trust_remote_code)
+        results[key] = outcomes.outcome_of(scoring, model, prompts[key])
         if recipe.benchmarks is not None:
-            asked = (recipe.benchmarks, scoring, model, prompts[key].tokenizer, window)
-            benchmarks[key] = on_main("benchmarks", lambda: harness.run(*asked))  # noqa: B023
+            arguments = (recipe.benchmarks, scoring, model, prompts[key].tokenizer, window)
+            benchmarks[key] = on_main("benchmarks", lambda: harness.run(*arguments))  # noqa: B023
 
     # What that is worth
-    return on_main("scores", lambda: _scores(scoring, rows, found, benchmarks, output))
+    return on_main("scores", lambda: _scores(scoring, rows, results, benchmarks, output))
 
 
 def _models(inputs: ResolvedInputs) -> ResolvedInputs:
@@ -103,7 +103,7 @@ def _models(inputs: ResolvedInputs) -> ResolvedInputs:
 def _scores(
     scoring: "Scoring",
     rows: "list[Row]",
-    found: dict[str, "Outcome"],
+    model_outcomes: dict[str, "Outcome"],
     benchmarks: dict[str, Json],
     output: Path,
 ) -> Metrics:
@@ -112,18 +112,19 @@ def _scores(
     from hfkit.metrics.scoring import per_class, row_scores, scores, write_predictions
     from hfkit.reports import evaluation
 
-    outcome, of_benchmarks = found["model"], benchmarks.get("model", {})
-    statistics = outcomes.statistics_of(scoring, rows, list(found.values()))
+    outcome, of_benchmarks = model_outcomes["model"], benchmarks.get("model", {})
+    statistics = outcomes.statistics_of(scoring, rows, list(model_outcomes.values()))
     references = list(map(scoring.task.references, rows)) if outcome.texts else []
     results: dict[str, Any] = {"rows": len(rows), "cut": outcome.inputs.cut, "window": outcome.inputs.window}
     results |= scores(*statistics)
-    if not outcomes.same_tokens(list(found.values())):
+    if not outcomes.same_tokens(list(model_outcomes.values())):
         say("  perplexity is per token, and the models have other tokens: it is not compared, bits_per_byte is")
         results = {name: value for name, value in results.items() if name not in NOT_COMPARED}
     if "f1" in scoring.metrics:
         results |= per_class(outcome.texts, references)
     results |= harness.scores(of_benchmarks, benchmarks.get("against", {}))
-    results["signatures"] = [each.signature for each in statistics[0].values()] + of_benchmarks.get("signatures", [])
+    signatures = [statistic.signature for statistic in statistics[0].values()]
+    results["signatures"] = signatures + of_benchmarks.get("signatures", [])
 
     predictions = [
         {"prompt": prompt, "prediction": text, "references": several, "scores": values}

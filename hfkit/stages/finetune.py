@@ -134,8 +134,8 @@ def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> Metrics:
     tokenizer = load_tokenizer(base_path, recipe.tokenizer_use, recipe.chat_template)
     args = training_arguments(recipe.train, output)
     length, cache = recipe.sequence_length, beside(output)
-    asked = (args.per_device_train_batch_size, recipe.generation, length, recipe.evaluation_rows)
-    task_metrics = TaskMetrics(task, data_path, tokenizer, *asked)
+    arguments = (args.per_device_train_batch_size, recipe.generation, length, recipe.evaluation_rows)
+    task_metrics = TaskMetrics(task, data_path, tokenizer, *arguments)
     on_main("answers", task_metrics.refuse_rows)
     folder = on_main("examples", lambda: str(task_examples(data_path, task, tokenizer, length, cache)))
     splits = {split: Examples(Path(folder), split) for split in corpus.SPLITS}
@@ -181,11 +181,11 @@ def _base_scores(recipe: Recipe, trainer: Any, test_rows: Any, task_metrics: Any
     if not factors - set(limits.COSTS):
         return {}
     with own_random_numbers(trainer.args.device):
-        found = trainer.token_metrics(test_rows, "evaluating the model before")
-        return found | task_metrics(trainer.model, "test")
+        metrics = trainer.token_metrics(test_rows, "evaluating the model before")
+        return metrics | task_metrics(trainer.model, "test")
 
 
-def _load(recipe: Recipe, place: str, examples: Any, tokenizer: "PreTrainedTokenizerBase") -> Any:
+def _load(recipe: Recipe, path: str, examples: Any, tokenizer: "PreTrainedTokenizerBase") -> Any:
     """The model to train: in float32, with an adapter or a head of classes where the recipe asks for one."""
     import torch
 
@@ -194,7 +194,7 @@ def _load(recipe: Recipe, place: str, examples: Any, tokenizer: "PreTrainedToken
 
     has_classes = recipe.as_task().has_classes
     model: Any = load_model(
-        place,
+        path,
         has_classes,
         labels=examples.labels,
         is_multi_label=examples.is_multi_label,

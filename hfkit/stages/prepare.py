@@ -68,10 +68,10 @@ class Recipe(StageRecipe):
     def external_inputs(self) -> Json:
         """The content behind the sources, as far as it lies on this machine."""
         files = [path for source in self.sources if source.files for path in reading.files_of(source)]
-        found: dict[str, Any] = {str(path): sha256_of(path) for path in files}
+        digests: dict[str, Any] = {str(path): sha256_of(path) for path in files}
         if any(source.builtin for source in self.sources):
-            found["python-stdlib"] = stdlib.version()
-        return found
+            digests["python-stdlib"] = stdlib.version()
+        return digests
 
 
 def check(recipe: Recipe, inputs: ResolvedInputs) -> Iterator[tuple[str, str]]:
@@ -86,9 +86,9 @@ def check(recipe: Recipe, inputs: ResolvedInputs) -> Iterator[tuple[str, str]]:
                 yield f"sources.{index}.columns.{name}", f"is not in `columns`, {did_you_mean(name, recipe.columns)}"
         if source.into in recipe.split.model_fields_set:
             yield f"split.{source.into}", f"sources.{index} goes into {source.into}, which takes no others; delete one"
-    named = [("split.by", recipe.split.by)] if recipe.split.by else []
-    named += [("deduplicate", name) for name in recipe.deduplicate] if isinstance(recipe.deduplicate, list) else []
-    for key, name in named:
+    columns = [("split.by", recipe.split.by)] if recipe.split.by else []
+    columns += [("deduplicate", name) for name in recipe.deduplicate] if isinstance(recipe.deduplicate, list) else []
+    for key, name in columns:
         if name not in recipe.columns:
             yield key, f"{name}: is not in `columns`, {did_you_mean(name, recipe.columns)}"
     if recipe.labels is not None and not {"label", "labels"} & {*recipe.columns.values()}:
@@ -96,7 +96,7 @@ def check(recipe: Recipe, inputs: ResolvedInputs) -> Iterator[tuple[str, str]]:
 
 
 def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> Metrics:
-    kept, dropped, seen = Counter[str](), Counter[str](), set[bytes]()
+    counts, dropped, keys = Counter[str](), Counter[str](), set[bytes]()
     characters, size, left_out = Counter[str](), Counter[str](), Counter[str]()
     bad_rows: list[BadRow] = []
     with (
@@ -112,36 +112,36 @@ def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> Metrics:
                     _refuse_or_keep(row, bad_rows, recipe.bad_rows)
                 elif isinstance(row, str):
                     dropped[row] += 1
-                elif recipe.deduplicate and row.key in seen:
+                elif recipe.deduplicate and row.key in keys:
                     dropped["duplicate"] += 1
                 else:
-                    seen.add(row.key)
+                    keys.add(row.key)
                     for _ in range(row.times):
                         writers.write(row.split, row.values, row.origin, row.characters)
-                    kept[row.split] += row.times
+                    counts[row.split] += row.times
                     characters[row.split] += row.times * row.characters
                     size[row.split] += row.times * row.bytes
 
     dropped["bad row"] = sum(row.lines for row in bad_rows)
-    _check_bad_rows(bad_rows, kept.total() + dropped.total(), recipe.bad_rows)
+    _check_bad_rows(bad_rows, counts.total() + dropped.total(), recipe.bad_rows)
     for split in SPLITS:
-        if not kept[split]:
-            lost = ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items()) if count)
+        if not counts[split]:
+            drops = ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items()) if count)
             raise HfkitError(
-                f"{split}: no rows ({kept.total()} in all{f'; dropped: {lost}' if lost else ''}); give more data"
-                + (", or cut them smaller with `document: passage`" if kept.total() else "")
+                f"{split}: no rows ({counts.total()} in all{f'; dropped: {drops}' if drops else ''}); give more data"
+                + (", or cut them smaller with `document: passage`" if counts.total() else "")
             )
     metrics: dict[str, Any] = {
-        "rows": kept.total(),
+        "rows": counts.total(),
         "bytes": size.total(),
         "splits": {
-            split: {"rows": kept[split], "bytes": size[split], "characters": characters[split]} for split in SPLITS
+            split: {"rows": counts[split], "bytes": size[split], "characters": characters[split]} for split in SPLITS
         },
         "dropped": {reason: count for reason, count in sorted(dropped.items()) if count},
         "bad_rows": [f"{row.origin}: {row.reason}" for row in bad_rows[:SHOWN_BAD_ROWS]],
     }
     for split in SPLITS:
-        say(f"  {split:<10} {kept[split]:>9,} rows  {size[split] / 1e6:9.2f} MB")
+        say(f"  {split:<10} {counts[split]:>9,} rows  {size[split] / 1e6:9.2f} MB")
     if left_out:
         metrics["left_out"] = {printable(name): count for name, count in left_out.items()}
         fields = ", ".join(f"{printable(name)} ({count:,})" for name, count in left_out.most_common())

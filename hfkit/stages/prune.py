@@ -87,14 +87,14 @@ def check(recipe: Recipe, inputs: ResolvedInputs) -> Iterator[tuple[str, str]]:
     yield from check_calibration(task, inputs, *splits, pruning.needs_data, pruning.method)
     if recipe.recover is not None:
         yield from check_recover(recipe.recover)
-    yield from checks.of_smaller(scoring, inputs, recipe.accept, lambda place: _problems_with(place, recipe))
+    yield from checks.of_smaller(scoring, inputs, recipe.accept, lambda path: _problems_with(path, recipe))
 
 
-def _problems_with(place: str, recipe: Recipe) -> Iterator[tuple[str, str]]:
+def _problems_with(path: str, recipe: Recipe) -> Iterator[tuple[str, str]]:
     from hfkit.compression.pruning import problems_with
 
     settings = (recipe.pruning, recipe.recover, recipe.sequence_length)
-    return problems_with(place, *settings, recipe.as_task().has_classes, recipe.trust_remote_code)
+    return problems_with(path, *settings, recipe.as_task().has_classes, recipe.trust_remote_code)
 
 
 def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> Metrics:
@@ -143,17 +143,17 @@ def _prune(recipe: Recipe, inputs: ResolvedInputs, rows: list[Row], output: Path
 
     task, folder, started = recipe.as_task(), output / PRUNED, manifest.read_json(output, manifest.STARTED) or {}
     made_of = {key: started.get(key) for key in ("fingerprint", "inputs")}
-    known = manifest.read_json(output, NOTE) or {}
-    if known.get("made_of") == made_of:
-        return known["facts"]
+    note = manifest.read_json(output, NOTE) or {}
+    if note.get("made_of") == made_of:
+        return note["facts"]
     shutil.rmtree(folder, ignore_errors=True)  # half made, or of a recipe that was changed since
-    with manifest.new_folder(folder) as work, whole(inputs["model"].path, task, output) as (place, drift):
-        tokenizer = load_tokenizer(place, task.tokenizer_use, task.chat_template)
+    with manifest.new_folder(folder) as work, whole(inputs["model"].path, task, output) as (path, drift):
+        tokenizer = load_tokenizer(path, task.tokenizer_use, task.chat_template)
         tokens = None
         if recipe.pruning.needs_data:
             texts = calibration.texts_of(task, inputs["calibration"].path, recipe.calibration_split, rows)
             tokens = calibration.calibration_rows(texts, tokenizer, recipe.sequence_length, recipe.calibration_rows)
-        model = open_model(place, task.has_classes, recipe.trust_remote_code)
+        model = open_model(path, task.has_classes, recipe.trust_remote_code)
         model, facts = pruning.prune(model, recipe.pruning, tokens)
         if not task.has_classes:
             set_generation_ids(model, tokenizer, task.is_chat)
@@ -177,12 +177,12 @@ def _close(
     from hfkit.evaluation import comparison
     from hfkit.reports import comparison as report
 
-    found = comparison.compared(scoring, rows, models)
-    say(report.screen(found))
-    metrics = comparison.beside_base(found, recipe.accept) | facts
+    result = comparison.compared(scoring, rows, models)
+    say(report.screen(result))
+    metrics = comparison.beside_base(result, recipe.accept) | facts
     if recipe.recover is not None:
-        scores = report.score_names(found["models"][1])
-        metrics |= {f"unrecovered_{name}": found["models"][1][name] for name in scores}
+        scores = report.score_names(result["models"][1])
+        metrics |= {f"unrecovered_{name}": result["models"][1][name] for name in scores}
     else:
         for path in (output / PRUNED).iterdir():
             path.replace(output / path.name)

@@ -62,14 +62,14 @@ def check(recipe: Recipe, inputs: ResolvedInputs) -> Iterator[tuple[str, str]]:
     yield from check_calibration(
         scoring.task, inputs, recipe.calibration_split, recipe.split, method == "gptq", method
     )
-    yield from checks.of_smaller(scoring, inputs, recipe.accept, lambda place: _problems_with(place, recipe))
+    yield from checks.of_smaller(scoring, inputs, recipe.accept, lambda path: _problems_with(path, recipe))
 
 
-def _problems_with(place: str, recipe: Recipe) -> Iterator[tuple[str, str]]:
+def _problems_with(path: str, recipe: Recipe) -> Iterator[tuple[str, str]]:
     from hfkit.compression.quantization import problems_with
 
     has_classes = recipe.as_task().has_classes
-    return problems_with(place, recipe.method, recipe.quantization, has_classes, recipe.trust_remote_code)
+    return problems_with(path, recipe.method, recipe.quantization, has_classes, recipe.trust_remote_code)
 
 
 def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> Metrics:
@@ -90,14 +90,14 @@ def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> Metrics:
     checks.refuse(scoring, rows, {"model": before})
     texts: list[str] = []
     if "calibration" in inputs:
-        found = calibration.texts_of(task, inputs["calibration"].path, recipe.calibration_split, rows)
-        texts = list(islice(found, recipe.calibration_rows))
+        samples = calibration.texts_of(task, inputs["calibration"].path, recipe.calibration_split, rows)
+        texts = list(islice(samples, recipe.calibration_rows))
 
     # The model
-    with whole(before, task, output) as (place, drift):
-        tokenizer = load_tokenizer(place, task.tokenizer_use, task.chat_template)
+    with whole(before, task, output) as (path, drift):
+        tokenizer = load_tokenizer(path, task.tokenizer_use, task.chat_template)
         how = (recipe.method, recipe.quantization)
-        facts = quantization.quantize(place, output, *how, task, texts, tokenizer, recipe.trust_remote_code)
+        facts = quantization.quantize(path, output, *how, task, texts, tokenizer, recipe.trust_remote_code)
     modules, left = len(facts["quantized_modules"]), facts["whole_modules"]
     say(f"  {modules} matrices quantized; whole: {', '.join(left) or 'none'}")
     sizes = [f"{facts[name] / 1e6:,.2f}" for name in ("weight_bytes", "promised_bytes")]

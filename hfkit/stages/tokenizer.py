@@ -98,19 +98,19 @@ def train(recipe: Recipe, texts: Iterator[str], is_shown: bool = True) -> "Token
         "show_progress": is_shown and is_terminal(),
     }
     room = recipe.vocab_size - len(SPECIAL_TOKENS)
-    counted: dict[str, Any] = {**common, "min_frequency": recipe.min_frequency}
+    options: dict[str, Any] = {**common, "min_frequency": recipe.min_frequency}
     if recipe.algorithm == "byte_level_bpe":
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
-        trainer: Any = trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **counted)
+        trainer: Any = trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **options)
     elif recipe.algorithm in ("bpe", "unigram"):
         is_bpe = recipe.algorithm == "bpe"
         tokenizer = Tokenizer(models.BPE(unk_token=UNK) if is_bpe else models.Unigram())
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
         tokenizer.decoder = decoders.Metaspace(prepend_scheme="never")
         trainer = (
-            trainers.BpeTrainer(limit_alphabet=room, **counted)
+            trainers.BpeTrainer(limit_alphabet=room, **options)
             if is_bpe
             else trainers.UnigramTrainer(unk_token=UNK, **common)
         )
@@ -119,13 +119,13 @@ def train(recipe: Recipe, texts: Iterator[str], is_shown: bool = True) -> "Token
         tokenizer.normalizer = normalizers.NFC()
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         tokenizer.decoder = decoders.WordPiece()
-        trainer = trainers.WordPieceTrainer(limit_alphabet=room // 2, **counted)  # each stands with ## too
+        trainer = trainers.WordPieceTrainer(limit_alphabet=room // 2, **options)  # each stands with ## too
     else:
         unit = r"[\s\S]" if recipe.algorithm == "character" else r"\s+|\w+|[^\w\s]"
         tokenizer = Tokenizer(models.WordLevel(unk_token=UNK))
         tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(unit), "isolated")
         tokenizer.decoder = decoders.Fuse()
-        trainer = trainers.WordLevelTrainer(**counted)
+        trainer = trainers.WordLevelTrainer(**options)
     bar = Bar(texts, "training the tokenizer", unit=" documents", leave=True, disable=not is_shown)
     try:
         tokenizer.train_from_iterator(bar, trainer)
