@@ -76,42 +76,42 @@ def resolve(recipe: Path | yaml_source.Source, overrides: Sequence[str] = ()) ->
         HfkitError: with every mistake of every recipe.
     """
     problems: list[str] = []
-    given = recipe if isinstance(recipe, yaml_source.Source) else None
-    node = _resolve(given.path if given else recipe, overrides, {}, [], problems, given)  # type: ignore[arg-type]
+    source = recipe if isinstance(recipe, yaml_source.Source) else None
+    node = _resolve(source.path if source else recipe, overrides, {}, [], problems, source)  # type: ignore[arg-type]
     if problems or node is None:
         raise HfkitError(*dict.fromkeys(problems))
     folders: dict[Path, Path] = {}
-    for each in in_order(node):
-        other = folders.setdefault(each.output_dir.resolve(), each.source.path)
-        if other != each.source.path:
-            raise HfkitError(f"{each.source.path}: output_dir={each.output_dir}: {other} writes there too; change one")
+    for item in in_order(node):
+        other = folders.setdefault(item.output_dir.resolve(), item.source.path)
+        if other != item.source.path:
+            raise HfkitError(f"{item.source.path}: output_dir={item.output_dir}: {other} writes there too; change one")
     return node
 
 
 def _resolve(
     path: Path,
     overrides: Sequence[str],
-    known: dict[Path, Node | None],
+    nodes: dict[Path, Node | None],
     above: list[Path],
     problems: list[str],
-    given: yaml_source.Source | None = None,
+    root_source: yaml_source.Source | None = None,
 ) -> Node | None:
-    place = path.resolve()
-    if place in above:
-        chain = " -> ".join(item.name for item in [*above[above.index(place) :], place])
+    resolved = path.resolve()
+    if resolved in above:
+        chain = " -> ".join(item.name for item in [*above[above.index(resolved) :], resolved])
         problems.append(f"{path}: circular dependency ({chain}); name a folder instead of one of these recipes")
         return None
-    if place not in known:
-        known[place] = None
+    if resolved not in nodes:
+        nodes[resolved] = None
         try:
-            source = given or yaml_source.read(path, overrides)
+            source = root_source or yaml_source.read(path, overrides)
             name = source.values["stage"]
             if name not in stage_names():
                 hint = did_you_mean(name, stage_names())
                 raise HfkitError(source.problem(("stage",), f"there is no stage {name!r}, {hint}"))
             stage = load_stage(name)
             before = len(problems)
-            inputs = _resolve_inputs(source, stage.Recipe, known, [*above, place], problems)
+            inputs = _resolve_inputs(source, stage.Recipe, nodes, [*above, resolved], problems)
             recipe, mistakes = parse(source, stage.Recipe)
             node = Node(source, stage, recipe, inputs) if recipe is not None else None
             has_inputs = len(problems) == before  # otherwise one of them is wrong
@@ -121,33 +121,33 @@ def _resolve(
             if mistakes:
                 raise HfkitError(*dict.fromkeys(mistakes))
             if node is not None and has_inputs:
-                known[place] = node if is_made else _checked(node)
+                nodes[resolved] = node if is_made else _checked(node)
         except HfkitError as error:
             problems.extend(error.problems)
-    return known[place]
+    return nodes[resolved]
 
 
 def _resolve_inputs(
     source: yaml_source.Source,
     recipe_class: type[StageRecipe],
-    known: dict[Path, Node | None],
+    nodes: dict[Path, Node | None],
     above: list[Path],
     problems: list[str],
 ) -> dict[str, Node | str]:
     """Each input that the recipe names: the recipe behind it where it is one, else the folder or id as written."""
     inputs: dict[str, Node | str] = {}
     for name, marker in marked(recipe_class, Input).items():
-        given = source.values.get(name)
+        setting = source.values.get(name)
         # A list of inputs has the keys `models.0`, `models.1` ...
-        several = {f"{name}.{index}": each for index, each in enumerate(given)} if isinstance(given, list) else {}
-        for key, value in (several or {name: given}).items():
+        several = {f"{name}.{index}": item for index, item in enumerate(setting)} if isinstance(setting, list) else {}
+        for key, value in (several or {name: setting}).items():
             if isinstance(value, str):
                 value = str(Path(value).expanduser()) if value.startswith("~") else value
                 if marker.kind == "data set" and is_data_file(value) and manifest.read_json(Path(value)) is None:
-                    found: Node | str | None = _implicit(source, key, value, known, problems)
+                    result: Node | str | None = _implicit(source, key, value, nodes, problems)
                 else:
-                    found = _resolve_input(source, key, value, marker, known, above, problems)
-                inputs |= {} if found is None else {key: found}
+                    result = _resolve_input(source, key, value, marker, nodes, above, problems)
+                inputs |= {} if result is None else {key: result}
     return inputs
 
 
@@ -156,38 +156,38 @@ def _resolve_input(
     key: str,
     value: str,
     marker: Input,
-    known: dict[Path, Node | None],
+    nodes: dict[Path, Node | None],
     above: list[Path],
     problems: list[str],
 ) -> Node | str | None:
-    place = tuple(map(_part, key.split(".")))
+    location = tuple(map(_part, key.split(".")))
     if value.endswith((".yaml", ".yml")):
         beside = source.path.parent / value
         path = beside if beside.exists() else Path(value)
         if not path.exists():
             rule = f"there is no such recipe, neither in {source.path.parent} nor here; write it, or name a folder"
-            problems.append(source.problem(place, f"{value}: {rule}"))
-        needed = _resolve(path, (), known, above, problems) if path.exists() else None
-        if needed is None:
+            problems.append(source.problem(location, f"{value}: {rule}"))
+        node = _resolve(path, (), nodes, above, problems) if path.exists() else None
+        if node is None:
             return None
-        found: Node | str = needed
-        kind = needed.recipe.MAKES
+        result: Node | str = node
+        kind = node.recipe.MAKES
     else:
-        made = manifest.read_json(Path(value))
-        found, kind = value, load_stage(made["stage"]).Recipe.MAKES if made else marker.kind
+        record = manifest.read_json(Path(value))
+        result, kind = value, load_stage(record["stage"]).Recipe.MAKES if record else marker.kind
         is_path = _PATH.match(value) or ("/" in value and Path(value).parent.is_dir())
         if not Path(value).exists() and (is_path or not _HUB_ID.fullmatch(value)):
-            near = did_you_mean(Path(value).name, [each.name for each in Path(value).parent.glob("*")])
+            near = did_you_mean(Path(value).name, [entry.name for entry in Path(value).parent.glob("*")])
             rule = f"there is no such folder, {near}; name a folder, a recipe (x.yaml) or an id on the Hub"
-            problems.append(source.problem(place, f"{value}: {rule}"))
+            problems.append(source.problem(location, f"{value}: {rule}"))
     if kind != marker.kind:
         name = key.split(".")[0]
-        problems.append(source.problem(place, f"{value}: is a {kind}, but {name} must be a {marker.kind}"))
-    return found
+        problems.append(source.problem(location, f"{value}: is a {kind}, but {name} must be a {marker.kind}"))
+    return result
 
 
 def _implicit(
-    source: yaml_source.Source, key: str, files: str, known: dict[Path, Node | None], problems: list[str]
+    source: yaml_source.Source, key: str, files: str, nodes: dict[Path, Node | None], problems: list[str]
 ) -> Node | None:
     """The preparation of data files that stand where a data set is asked for, with its defaults.
 
@@ -196,29 +196,29 @@ def _implicit(
     task = TASKS.get(source.values.get("task", "text"))
     stage = load_stage("prepare")
     try:
-        found = guess(files, task, source.values) if task is not None else None
+        layout = guess(files, task, source.values) if task is not None else None
     except HfkitError as error:
         problems.append(source.problem((key,), str(error)))
         return None
-    if task is None or found is None:  # what is wrong with the task is told elsewhere
+    if task is None or layout is None:  # what is wrong with the task is told elsewhere
         return None
-    source.values |= found.keys
-    column = {} if found.names.get("text", "text") == "text" else {"text": found.names["text"]}
-    kinds = {"text": "text"} if task.is_text else found.columns
+    source.values |= layout.keys
+    column = {} if layout.names.get("text", "text") == "text" else {"text": layout.names["text"]}
+    kinds = {"text": "text"} if task.is_text else layout.columns
     values = {"stage": "prepare", "sources": [{"files": files, **column}], "columns": kinds}
     name = ".".join([re.sub(r"[^\w.-]+", "-", files).strip("-."), "-".join(kinds)])
-    place = Path("runs", name)
-    if (made := known.get(place)) is not None:
-        return made
-    recipe = stage.Recipe.model_validate({**values, "output_dir": str(place)})
+    folder = Path("runs", name)
+    if (existing := nodes.get(folder)) is not None:
+        return existing
+    recipe = stage.Recipe.model_validate({**values, "output_dir": str(folder)})
     node = Node(yaml_source.Source(Path(files), values), stage, recipe, {})
-    if found.names:
-        say(f"{files}: " + ", ".join(f"{key} is {columns}" for key, columns in found.names.items()))
+    if layout.names:
+        say(f"{files}: " + ", ".join(f"{key} is {columns}" for key, columns in layout.names.items()))
     try:
-        known[place] = _checked(node)
+        nodes[folder] = _checked(node)
     except HfkitError as error:
         problems.extend(error.problems)
-    return known.get(place)
+    return nodes.get(folder)
 
 
 def _is_made(node: Node) -> bool:
@@ -227,8 +227,8 @@ def _is_made(node: Node) -> bool:
     if not node.made_from:
         with contextlib.suppress(HfkitError):
             node.made_from = _made_from(node)
-    made = manifest.read_json(node.output_dir) or {}
-    return bool(node.made_from) and made.get("made_from") == node.made_from
+    record = manifest.read_json(node.output_dir) or {}
+    return bool(node.made_from) and record.get("made_from") == node.made_from
 
 
 def _checked(node: Node) -> Node:
@@ -241,8 +241,8 @@ def _checked(node: Node) -> Node:
 
 def _check(node: Node) -> None:
     """What the stage itself checks: one setting against another, and against what the inputs are known to be."""
-    found = node.stage.check(node.recipe, node.resolved())
-    problems = [node.source.problem(tuple(map(_part, key.split("."))), text) for key, text in found]
+    messages = node.stage.check(node.recipe, node.resolved())
+    problems = [node.source.problem(tuple(map(_part, key.split("."))), text) for key, text in messages]
     if problems:
         raise HfkitError(*problems)
 
@@ -254,28 +254,28 @@ def _part(text: str) -> str | int:
 def _made_from(node: Node) -> Json:
     """What the result depends on: compared with what a folder on disk was made from."""
     inputs = {key.split(".")[0] for key in node.inputs}
-    written = node.recipe.model_dump(mode="json", exclude_defaults=True, exclude={"output_dir", "push", *inputs})
+    settings = node.recipe.model_dump(mode="json", exclude_defaults=True, exclude={"output_dir", "push", *inputs})
     fingerprints = {}
     for key, value in node.inputs.items():
         if isinstance(value, Node):
             fingerprints[key] = value.fingerprint
         else:
-            made = manifest.read_json(Path(value)) if Path(value).is_dir() else {}
-            folder = made or {"fingerprint": manifest.digest_of(manifest.describe_files(Path(value)))}
+            record = manifest.read_json(Path(value)) if Path(value).is_dir() else {}
+            folder = record or {"fingerprint": manifest.digest_of(manifest.describe_files(Path(value)))}
             fingerprints[key] = folder["fingerprint"] if Path(value).is_dir() else f"hub:{value}"
-    return {"recipe": written, "inputs": fingerprints, "external": node.recipe.external_inputs()}
+    return {"recipe": settings, "inputs": fingerprints, "external": node.recipe.external_inputs()}
 
 
 def in_order(node: Node) -> Iterator[Node]:
     """The recipes of the graph, each once, inputs first."""
-    seen: list[Node] = []
+    nodes: list[Node] = []
 
-    def visit(each: Node) -> None:
-        for value in each.inputs.values():
+    def visit(current: Node) -> None:
+        for value in current.inputs.values():
             if isinstance(value, Node):
                 visit(value)
-        if all(each is not other for other in seen):
-            seen.append(each)
+        if all(current is not other for other in nodes):
+            nodes.append(current)
 
     visit(node)
-    return iter(seen)
+    return iter(nodes)

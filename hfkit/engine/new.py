@@ -34,9 +34,9 @@ def new(folder: Path, template: str) -> list[Path]:
         HfkitError: if there is no such recipe, or the folder holds something.
     """
     shipped = _shipped()
-    known = sorted(path.stem for path in shipped.glob("*.yaml"))
-    if template not in known:
-        raise HfkitError(f"--template {template}: there is no such recipe, {did_you_mean(template, known)}")
+    templates = sorted(path.stem for path in shipped.glob("*.yaml"))
+    if template not in templates:
+        raise HfkitError(f"--template {template}: there is no such recipe, {did_you_mean(template, templates)}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise HfkitError(f"{folder}: is not empty; name a new folder")
     names = _needed(shipped, template)
@@ -54,17 +54,20 @@ def new(folder: Path, template: str) -> list[Path]:
 
 def _shipped() -> Path:
     """The recipes that came with hfkit: beside its sources, or where a wheel puts them."""
-    places = (Path(__file__).parents[2] / "recipes", Path(sysconfig.get_path("data")) / "share" / "hfkit" / "recipes")
-    found = [path for path in places if (path / "pretrain.yaml").is_file()]
-    if not found:
-        raise HfkitError(f"{places[1]}: hfkit's recipes are not there; install hfkit again")
-    return found[0]
+    candidates = (
+        Path(__file__).parents[2] / "recipes",
+        Path(sysconfig.get_path("data")) / "share" / "hfkit" / "recipes",
+    )
+    folders = [path for path in candidates if (path / "pretrain.yaml").is_file()]
+    if not folders:
+        raise HfkitError(f"{candidates[1]}: hfkit's recipes are not there; install hfkit again")
+    return folders[0]
 
 
 def _needed(shipped: Path, name: str) -> list[str]:
     """A recipe and all that it names."""
-    found = [name]
-    for each in found:
-        text = (shipped / f"{each}.yaml").read_text(encoding="utf-8")
-        found += [other for other in re.findall(r"(?:: |- )([\w-]+)\.yaml", text) if other not in found]
-    return found
+    names = [name]
+    for recipe in names:
+        text = (shipped / f"{recipe}.yaml").read_text(encoding="utf-8")
+        names += [other for other in re.findall(r"(?:: |- )([\w-]+)\.yaml", text) if other not in names]
+    return names

@@ -10,23 +10,23 @@ from hfkit.artifacts.cache import beside, path_of
 from hfkit.artifacts.manifest import Json
 
 
-def _place(node: Any) -> Path:
+def _path(node: Any) -> Path:
     return path_of(beside(Path(node.output_dir)), "plan", node.fingerprint, ".json")
 
 
 def keep(node: Any, planned: Json) -> None:
     """Keep what a plan for this machine said of a recipe, a `hfkit.engine.graph.Node`, for its card."""
-    place = _place(node)
+    path = _path(node)
     with contextlib.suppress(OSError):  # a plan changes nothing, and needs no folder that it may write to
-        place.parent.mkdir(parents=True, exist_ok=True)
-        manifest.write_json(place, {"fingerprint": node.fingerprint, **planned})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        manifest.write_json(path, {"fingerprint": node.fingerprint, **planned})
 
 
 def kept(node: Any) -> Json | None:
     """What the last `hfkit plan` for this machine said of this very recipe: `seconds`, `peak_memory_bytes`,
     `energy_kwh`, `co2_kg`, `dollars`, `disk_bytes`, `tokens`, `steps`. None where there was none."""
     try:
-        found = json.loads(_place(node).read_text(encoding="utf-8"))
+        planned = json.loads(_path(node).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if found.pop("fingerprint", None) == node.fingerprint else None
+    return planned if planned.pop("fingerprint", None) == node.fingerprint else None

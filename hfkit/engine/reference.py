@@ -48,7 +48,7 @@ def _keys(properties: Json, required: set[str]) -> str:
 def _kind(value: Json) -> str:
     """What a value must be, in words."""
     if "anyOf" in value:
-        return " or ".join(dict.fromkeys(_kind(each) for each in value["anyOf"] if each.get("type") != "null"))
+        return " or ".join(dict.fromkeys(_kind(option) for option in value["anyOf"] if option.get("type") != "null"))
     if "$ref" in value:
         return value["$ref"].rpartition("/")[2]
     if "enum" in value:

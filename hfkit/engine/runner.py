@@ -52,18 +52,18 @@ def run(recipe: str | Path | Source, overrides: Sequence[str] = (), **ways: bool
             on_main(f"push {folder}", lambda node=node: _push(node))  # type: ignore[misc]
             continue
         with manifest.locked(folder) if is_main() else contextlib.nullcontext():
-            begun = time.time()
+            start = time.time()
             on_main(f"start {folder}", lambda node=node: _start(node, todo))  # type: ignore[misc]
             try:
-                with resources.metered() as used:
+                with resources.metered() as usage:
                     metrics = node.stage.run(node.recipe, node.resolved(), folder)
             except HfkitError:
                 if is_main():
                     _give_up(folder)
                 raise
-            spent = {"seconds": round(time.time() - begun, 1), "usage": used}
-            missed = on_main(f"finish {folder}", lambda: _finish(node, folder, metrics, spent))  # noqa: B023 called here
-        _reject(node, missed)
+            costs = {"seconds": round(time.time() - start, 1), "usage": usage}
+            violations = on_main(f"finish {folder}", lambda: _finish(node, folder, metrics, costs))  # noqa: B023 called here
+        _reject(node, violations)
         on_main(f"push {folder}", lambda node=node: _push(node))  # type: ignore[misc]
 
 
@@ -77,28 +77,30 @@ def _refuse_push(target: graph.Node, todo: dict[str, states.State]) -> None:
 
 def _push(node: graph.Node) -> None:
     """Push a finished folder where its recipe asks for it. It is finished, whatever becomes of the push."""
-    wanted = getattr(node.recipe, "push", None)
-    if wanted is None:
+    settings = getattr(node.recipe, "push", None)
+    if settings is None:
         return
     from hfkit.hub import push
 
-    asked = (wanted.repo, wanted.private, wanted.revision)
+    target = (settings.repo, settings.private, settings.revision)
     try:
-        say(f"  {push.push(node.output_dir, *asked)}")
+        say(f"  {push.push(node.output_dir, *target)}")
     except Exception as error:
-        told = str(error) if isinstance(error, HfkitError) else f"{type(error).__name__}: {error}"
-        say(f"  WARNING: {without_secrets(told)}")
-        say(f"  {node.output_dir} is finished, but not pushed. Push it later: {push.command(node.output_dir, *asked)}")
+        message = str(error) if isinstance(error, HfkitError) else f"{type(error).__name__}: {error}"
+        say(f"  WARNING: {without_secrets(message)}")
+        say(
+            f"  {node.output_dir} is finished, but not pushed. Push it later: {push.command(node.output_dir, *target)}"
+        )
 
 
 def _make(node: graph.Node) -> None:
     """Run a stage of one process in a temporary folder that is renamed at the end."""
-    begun = time.time()
+    start = time.time()
     with manifest.locked(node.output_dir), manifest.new_folder(node.output_dir) as work:
-        with resources.metered() as used:
+        with resources.metered() as usage:
             metrics = node.stage.run(node.recipe, node.resolved(), work)
-        missed = _finish(node, work, metrics, {"seconds": round(time.time() - begun, 1), "usage": used})
-    _reject(node, missed)
+        violations = _finish(node, work, metrics, {"seconds": round(time.time() - start, 1), "usage": usage})
+    _reject(node, violations)
 
 
 def _start(node: graph.Node, todo: dict[str, states.State]) -> None:
@@ -111,8 +113,8 @@ def _start(node: graph.Node, todo: dict[str, states.State]) -> None:
     manifest.sweep(folder)
     if state == "forced":
         admitted = [*old.get("forced_from", []), old.get("fingerprint")]
-        kept: dict[str, Any] = {key: old[key] for key in ("run_id", "committed") if key in old}
-        manifest.write_json(folder / manifest.STARTED, {**_content(node), **kept, "forced_from": admitted})
+        record: dict[str, Any] = {key: old[key] for key in ("run_id", "committed") if key in old}
+        manifest.write_json(folder / manifest.STARTED, {**_content(node), **record, "forced_from": admitted})
     elif state != "unfinished":
         manifest.write_json(folder / manifest.STARTED, _content(node))
 
@@ -128,7 +130,7 @@ def _give_up(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def _finish(node: graph.Node, folder: Path, metrics: Metrics, spent: Json) -> list[str]:
+def _finish(node: graph.Node, folder: Path, metrics: Metrics, costs: Json) -> list[str]:
     """Write the numbers and the card, then `hfkit.json`, which makes the folder finished.
 
     Args:
@@ -137,23 +139,23 @@ def _finish(node: graph.Node, folder: Path, metrics: Metrics, spent: Json) -> li
     Returns:
         The limits that the result misses, if it does, as a table. Then the folder stays unfinished.
     """
-    content = {**_content(node), **spent, "planned": plans.kept(node), "metrics": metrics}
+    content = {**_content(node), **costs, "planned": plans.kept(node), "metrics": metrics}
     manifest.write_json(folder / "metrics.json", metrics)
     write_card(folder, content)
-    judged = metrics.get("accept", [])
-    if all(each["kept"] for each in judged):
+    verdicts = metrics.get("accept", [])
+    if all(verdict["kept"] for verdict in verdicts):
         manifest.finish(folder, content)
         _tidy(folder)
         return []
-    missed = table(judged)
+    violations = table(verdicts)
     started = manifest.read_json(folder, manifest.STARTED) or _content(node)
-    manifest.write_json(folder / manifest.STARTED, {**started, "rejected": missed})
-    return missed
+    manifest.write_json(folder / manifest.STARTED, {**started, "rejected": violations})
+    return violations
 
 
-def _reject(node: graph.Node, missed: list[str]) -> None:
-    if missed:
-        raise states.rejection(node, missed)
+def _reject(node: graph.Node, violations: list[str]) -> None:
+    if violations:
+        raise states.rejection(node, violations)
 
 
 def _tidy(folder: Path) -> None:
@@ -167,7 +169,7 @@ def _tidy(folder: Path) -> None:
 def _content(node: graph.Node) -> Manifest:
     """What a manifest says of how the folder is made."""
     of_folders = node.made_from["inputs"]  # where hfkit did not make them, it is the digest of their files
-    inputs = {key: lineage.record(given.path, of_folders.get(key)) for key, given in node.resolved().items()}
+    inputs = {key: lineage.record(resolved.path, of_folders.get(key)) for key, resolved in node.resolved().items()}
     return {
         "name": node.source.path.stem,
         "folder": str(node.output_dir),

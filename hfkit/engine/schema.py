@@ -20,7 +20,7 @@ def of_stage(name: str) -> Json:
     for key, section in marked(recipe_class, Section).items():
         library = section.target.split(".")[0]
         kinds = [section, *(section.of({section.chosen_by: value}) for value, _ in section.variants)]
-        models = [section_model(each).model_json_schema() for each in kinds if each.target]
+        models = [section_model(kind).model_json_schema() for kind in kinds if kind.target]
         fields = models[0] if len(models) == 1 else {"anyOf": models}
         value = {"anyOf": [{"type": "string"}, fields]} if key in marked(recipe_class, Input) else fields
         description = f"Arguments of {section.target} ({library} {version(library)})."

@@ -26,30 +26,30 @@ def state_of(node: Node) -> tuple[State, list[str]]:
     folder = node.output_dir
     finished = manifest.read_json(folder)
     started = manifest.read_json(folder, manifest.STARTED)
-    made = finished or started
-    if made is None:
+    record = finished or started
+    if record is None:
         if folder.is_file() or (folder.is_dir() and any(path.suffix != manifest.PARTIAL for path in folder.iterdir())):
             raise HfkitError(f"{folder}: holds files that hfkit did not make; choose another output_dir=...")
         return "absent", []
-    if made["stage"] != node.recipe.stage:
+    if record["stage"] != node.recipe.stage:
         raise HfkitError(
-            f"{folder}: belongs to {made['name']} (stage {made['stage']}), not to {node.source.path}; "
+            f"{folder}: belongs to {record['name']} (stage {record['stage']}), not to {node.source.path}; "
             f"choose another output_dir=..."
         )
-    differences = _differences(made["made_from"], node.made_from)
-    differences += _changed_defaults(made, node, {line.partition(":")[0] for line in differences})
-    for key, entry in made.get("inputs", {}).items():
+    differences = _differences(record["made_from"], node.made_from)
+    differences += _changed_defaults(record, node, {line.partition(":")[0] for line in differences})
+    for key, entry in record.get("inputs", {}).items():
         now = manifest.read_json(Path(entry["place"]))
         if not differences and now is not None and entry["digest"] not in (None, now["digest"]):
             differences.append(f"{key}: the content of {entry['place']} has changed")
-    if differences and not finished and not made.get("committed") and not any(folder.glob("checkpoint-*")):
+    if differences and not finished and not record.get("committed") and not any(folder.glob("checkpoint-*")):
         return "absent", []  # stopped before there was anything to lose
     if differences:
         return "changed", differences
     if finished:
         manifest.check_whole(folder, finished)
         return "finished", []
-    return "rejected" if "rejected" in made else "unfinished", []
+    return "rejected" if "rejected" in record else "unfinished", []
 
 
 def _differences(old: Json, new: Json) -> list[str]:
@@ -66,14 +66,14 @@ def _differences(old: Json, new: Json) -> list[str]:
     return lines
 
 
-def _changed_defaults(made: Manifest, node: Node, told: set[str]) -> list[str]:
+def _changed_defaults(record: Manifest, node: Node, reported: set[str]) -> list[str]:
     """Keys that neither recipe sets, and whose default is another now. A new key changes nothing by its default."""
     skipped = {"output_dir", *(key.split(".")[0] for key in node.inputs)}
     now = _flat(json.loads(node.recipe.model_dump_json(exclude={"push", *skipped})))
-    before = _flat({key: value for key, value in made.get("recipe", {}).items() if key not in skipped})
+    before = _flat({key: value for key, value in record.get("recipe", {}).items() if key not in skipped})
     return [
         f"{key}: the default was {before[key]}, and is {now[key]}"
-        for key in sorted(before.keys() & now.keys() - told)
+        for key in sorted(before.keys() & now.keys() - reported)
         if before[key] != now[key]
     ]
 
@@ -96,14 +96,14 @@ def what_runs(node: Node, rebuild: bool = False, fresh: bool = False, force: boo
         HfkitError: if finished or unfinished work would be overwritten.
         Rejected: if a result that is needed misses what its recipe accepts.
     """
-    wanted: dict[str, State] = {}
+    runs: dict[str, State] = {}
     problems: list[str] = []
 
-    def visit(each: Node, is_target: bool) -> None:
-        needed = [value for value in each.inputs.values() if isinstance(value, Node)]
-        is_finished = manifest.read_json(each.output_dir) is not None
+    def visit(current: Node, is_target: bool) -> None:
+        inputs = [value for value in current.inputs.values() if isinstance(value, Node)]
+        is_finished = manifest.read_json(current.output_dir) is not None
         try:
-            state, differences = state_of(each)
+            state, differences = state_of(current)
         except HfkitError as error:
             if not rebuild or not is_finished:
                 problems.extend(error.problems)
@@ -111,30 +111,30 @@ def what_runs(node: Node, rebuild: bool = False, fresh: bool = False, force: boo
         may_change = rebuild
         if state == "rejected":
             if not rebuild and not fresh:
-                raise rejection(each, (manifest.read_json(each.output_dir, manifest.STARTED) or {})["rejected"])
+                raise rejection(current, (manifest.read_json(current.output_dir, manifest.STARTED) or {})["rejected"])
             state, may_change = "changed", True
         if state in ("unfinished", "changed") and not is_finished and (fresh or force):
             may_change = True
             state = "changed" if fresh else "forced" if state == "changed" else state
         if state == "finished" and not (rebuild and is_target):
             # An input that is gone is not needed; one that has changed matters.
-            needed = [value for value in needed if value.output_dir.exists() and state_of(value)[0] == "changed"]
+            inputs = [value for value in inputs if value.output_dir.exists() and state_of(value)[0] == "changed"]
         elif state != "changed" or may_change:
-            wanted[str(each.output_dir)] = state
+            runs[str(current.output_dir)] = state
         before = len(problems)
-        for value in needed:
+        for value in inputs:
             visit(value, False)
         if differences and not may_change and len(problems) == before:  # else they follow from what was told already
-            problems.append(_refusal(each, differences, is_target, is_finished))
+            problems.append(_refusal(current, differences, is_target, is_finished))
 
     visit(node, True)
     if problems:
         raise HfkitError(*dict.fromkeys(problems))
-    folders = [str(each.output_dir) for each in in_order(node)]
-    return {folder: wanted[folder] for folder in folders if folder in wanted}
+    folders = [str(current.output_dir) for current in in_order(node)]
+    return {folder: runs[folder] for folder in folders if folder in runs}
 
 
-def rejection(node: Node, missed: list[str]) -> Rejected:
+def rejection(node: Node, violations: list[str]) -> Rejected:
     """
     Args:
         missed: the limits beside the values, as a table.
@@ -142,7 +142,7 @@ def rejection(node: Node, missed: list[str]) -> Rejected:
     folder = node.output_dir
     lines = [
         f"{folder}: misses what {node.source.path} accepts. It is kept for inspection, but is not finished:",
-        *(f"    {line}" for line in missed),
+        *(f"    {line}" for line in violations),
         "  Change the recipe or its limits and run it again. To continue anyway:",
         f"    --fresh  to set {folder} aside as {folder}.old1 and rebuild it",
     ]
