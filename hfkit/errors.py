@@ -33,25 +33,25 @@ def refuse(problems: Iterable[tuple[str, str]]) -> None:
     Raises:
         HfkitError: with all of them, if there are any.
     """
-    if found := [f"{key}: {problem}" for key, problem in problems]:
-        raise HfkitError(*found)
+    if lines := [f"{key}: {problem}" for key, problem in problems]:
+        raise HfkitError(*lines)
 
 
 def reason(error: BaseException) -> str:
     """What a library's error says in one line, which may be its cause that says it."""
-    told = error.__cause__ or error
-    return (str(told).strip() or type(told).__name__).splitlines()[0]
+    cause = error.__cause__ or error
+    return (str(cause).strip() or type(cause).__name__).splitlines()[0]
 
 
-def way_to(place: str) -> str:
+def way_to(name: str) -> str:
     """How to get what is not at a place: a folder that lacks it, or an id on the Hub that did not answer."""
-    if Path(place).exists() or place.startswith((".", "/", "~")):
+    if Path(name).exists() or name.startswith((".", "/", "~")):
         return "name a folder that has it"
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
-        return f"it is not in the cache, and HF_HUB_OFFLINE is set: unset it, or `hf download {place}` once before"
+        return f"it is not in the cache, and HF_HUB_OFFLINE is set: unset it, or `hf download {name}` once before"
     return (
         f"there is no such folder, and the Hub did not give it: correct the id, `hf auth login` if it is private or "
-        f"gated, and without a network `hf download {place}` once before"
+        f"gated, and without a network `hf download {name}` once before"
     )
 
 
@@ -61,12 +61,12 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     """`did you mean "hidden_size"?` where a known name is near, else the list of the known names."""
-    known = sorted(known)
-    if not known:
+    candidates = sorted(candidates)
+    if not candidates:
         return "known: none"
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(name, candidates, n=1, cutoff=0.6)
     if near:
         return f'did you mean "{near[0]}"?'
-    return f"known: {', '.join(known[:12])}{' ...' if len(known) > 12 else ''}"
+    return f"known: {', '.join(candidates[:12])}{' ...' if len(candidates) > 12 else ''}"
