@@ -33,7 +33,7 @@ class StepGuard:
     norms: list[float] = dataclasses.field(default_factory=list)
 
     def judge(self, loss: float, norm: float) -> str | None:
-        """What is wrong with a step, or None for a good one.
+        """Return what is wrong with a step, or None for a good one.
 
         Args:
             loss: of the step on any process where it is not finite.
@@ -90,7 +90,7 @@ class GuardedTrainer(Trainer):
         return super().training_step(*args, **kwargs)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """Called between the last backward pass of a step and the optimizer: here a bad step is left out.
+        """Skip a bad step. Trainer calls this between the last backward pass of a step and the optimizer.
 
         This waits for the device, once a step. All processes decide alike: they share what they have seen.
         """

@@ -83,7 +83,7 @@ class Speed(TrainerCallback):
 
 
 def speed_lines(metrics: Metrics) -> list[str]:
-    """How fast a model was trained, beside what the machine can do; nothing where that was not measured."""
+    """Return how fast a model was trained, beside what the machine can do; nothing where that was not measured."""
     if not metrics["tokens_per_second"]:
         return []
     return [
@@ -144,7 +144,7 @@ def _kind(line: Json) -> str | None:
 
 
 def read_log(path: Path) -> list[Metrics]:
-    """The lines of a `metrics.jsonl`; one that a kill cut short is left out."""
+    """Return the lines of a `metrics.jsonl`; one that a kill cut short is left out."""
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
@@ -208,7 +208,7 @@ class TrainingLines(TrainerCallback):
             say("  ".join([*columns, "evaluation:", *numbers]))
 
     def _left(self, state: TrainerState) -> list[str]:
-        """The time that the steps to come will take, evaluations and checkpoints as often as until now."""
+        """Return the time that the steps to come will take, evaluations and checkpoints as often as until now."""
         if self.start is None or state.global_step == self.start[1]:
             return []
         seconds = (time.perf_counter() - self.start[0]) / (state.global_step - self.start[1])
@@ -231,7 +231,7 @@ def draw_loss(
     without_teacher: list[Metrics] | None = None,
     teacher: float | None = None,
 ) -> None:
-    """A picture of the training and the validation loss over the steps.
+    """Draw the training and the validation loss over the steps.
 
     Args:
         without_teacher: of a distilled student, the log of the same student without a teacher.

@@ -32,23 +32,23 @@ _DISK_SIGNS = ("PytorchStreamWriter", "iostream", "unexpected pos", "I/O error",
 
 
 def committed(run: Path) -> dict[int, Path]:
-    """The checkpoints of a run by their step, oldest first. They have their name, but are not verified."""
+    """Return the checkpoints of a run by their step, oldest first. They have their name, but are not verified."""
     paths = {int(match[1]): path for path in run.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))}
     return dict(sorted(paths.items()))
 
 
 def last(run: Path) -> Path | None:
-    """The newest checkpoint, not verified."""
+    """Return the newest checkpoint, not verified."""
     return next(reversed(committed(run).values()), None)
 
 
 def size_of(checkpoint: Path) -> int:
-    """In bytes."""
+    """Return the size of a checkpoint in bytes."""
     return sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
 
 
 def has_any(run: Path) -> bool:
-    """Whether a run has committed anything, be it lost since."""
+    """Return whether a run has committed anything, be it lost since."""
     return bool(committed(run) or _bad(run) or (manifest.read_json(run, manifest.STARTED) or {}).get("committed"))
 
 
@@ -73,7 +73,7 @@ class Commit:
         self._is_there: bool | None = None
 
     def wait(self) -> bool:
-        """Whether the checkpoint is there now. If not, this has said why. Call it on every process."""
+        """Return whether the checkpoint is there now; if not, report why. Call it on every process."""
         if self._is_there is None:
             finishing = self._finishing
             problem = self._problem or on_main("commit", lambda: finishing.result() if finishing else None)
@@ -136,7 +136,7 @@ def _free(run: Path) -> int:
 
 @contextlib.contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """torch and safetensors have errors of their own for a file that cannot be written: here they are OSErrors."""
+    """Raise the errors of torch and safetensors for a file that cannot be written as OSErrors."""
     try:
         yield
     except (RuntimeError, SafetensorError) as error:
@@ -146,7 +146,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
 
 
 def _try(function: Callable[[], None]) -> str | None:
-    """What went wrong with the disk, in one line."""
+    """Return what went wrong with the disk, in one line."""
     try:
         function()
     except OSError as error:
@@ -182,12 +182,12 @@ def _secure(work: Path) -> dict[str, Json]:
 
 
 def _digest(description: Json) -> str:
-    """Of a description without its own digest."""
+    """Return the digest of a description without its own digest."""
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
 def _superfluous(run: Path, keep: int | None, best: int | None) -> list[Path]:
-    """All but the newest `keep` checkpoints and that of step `best`."""
+    """Return all but the newest `keep` checkpoints and that of step `best`."""
     checkpoints = list(committed(run).items())
     return [path for step, path in checkpoints[: -max(keep, 1)] if step != best] if keep is not None else []
 
@@ -202,7 +202,7 @@ def _remove(folders: list[Path]) -> None:
 
 
 def newest(run: Path) -> Path | None:
-    """The newest checkpoint that verifies, or None for a run that has committed none yet.
+    """Return the newest checkpoint that verifies, or None for a run that has committed none yet.
 
     Bad ones are set aside as `checkpoint-<step>.corrupt`. Call it on the main process only.
 
@@ -235,7 +235,7 @@ def newest(run: Path) -> Path | None:
 
 
 def problems_with(checkpoint: Path) -> list[str]:
-    """What differs from the checkpoint's own description, one line a file; empty if nothing does."""
+    """Return what differs from the checkpoint's own description, one line a file; empty if nothing does."""
     try:
         description = manifest.read_json(checkpoint, DESCRIPTION)
     except HfkitError:

@@ -22,7 +22,7 @@ Rows = Callable[[slice], tuple[Tensor, ...]]
 def chunked_head(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, losses: Losses, rows: Rows, chunk: int, compiled: bool = False
 ) -> Sums:
-    """Sums over the tokens of losses on the logits hidden @ weight.T + bias.
+    """Return the sums over the tokens of losses on the logits hidden @ weight.T + bias.
 
     The gradient of a chunk is taken as soon as its loss is known, so that the backward pass only multiplies the
     gradients of hidden, weight and bias by that of the loss. The matrix products are done in the dtype of autocast,
@@ -59,7 +59,7 @@ def chunked_head(
 
 
 def chunk_tokens(vocabulary: int, device: torch.device) -> int:
-    """How many tokens to take at a time: the power of two whose logits fill a budget in float32, within bounds.
+    """Return how many tokens to take at a time: the power of two whose logits fill a budget in float32, within bounds.
 
     A chunk is there several times over: as logits, as their gradient and, where it is not compiled, as log-softmax and
     the like. The 16 MiB of a CPU stay within its last cache, or at least in memory that the process need not ask for
@@ -122,7 +122,7 @@ class _ChunkedHead(torch.autograd.Function):
 
 
 def _with_gradient(losses: Losses, logits: Tensor, *rows: Tensor) -> tuple[Tensor, Sums]:
-    """The gradient of the logits, and the sums."""
+    """Return the gradient of the logits, and the sums."""
     return torch.func.grad_and_value(losses, has_aux=True)(logits, *rows)
 
 
@@ -132,12 +132,12 @@ def _compiled_with_gradient() -> Callable[..., tuple[Tensor, Sums]]:
 
 
 def _chunks(hidden: Tensor, chunk: int) -> Iterator[slice]:
-    """Slices of the tokens. One, an empty one, where there are none: so the sums are made all the same."""
+    """Yield slices of the tokens. One, an empty one, where there are none: so the sums are made all the same."""
     yield from (slice(start, start + chunk) for start in range(0, max(len(hidden), 1), chunk))
 
 
 def _cast(tensor: Any, hidden: Tensor) -> Any:
-    """A tensor, or None, in the dtype in which the head is to multiply."""
+    """Return a tensor, or None, in the dtype in which the head is to multiply."""
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     return tensor if tensor is None else tensor.to(dtype)

@@ -18,15 +18,15 @@ from hfkit.training.resumable import ResumableTrainer
 
 
 def class_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
-    """Cross-entropy: the sum over the labels divided by those of the whole step. Many models divide by their own
-    batch, and would make a step of several batches too large. Where each class is true or not, (batch, classes) of 0
-    and 1, it is binary cross-entropy, and each of these is a label."""
+    """Return cross-entropy: the sum over the labels divided by those of the whole step. Many models divide by their
+    own batch, and would make a step of several batches too large. Where each class is true or not, (batch, classes) of
+    0 and 1, it is binary cross-entropy, and each of these is a label."""
     total = _losses(outputs.logits.float(), labels).sum()
     return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
 
 
 def _losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Nats, (batch,), or (batch, classes) where each class is true or not."""
+    """Return nats, (batch,), or (batch, classes) where each class is true or not."""
     if labels.is_floating_point():
         return functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
     return functional.cross_entropy(logits, labels, reduction="none")
@@ -44,9 +44,10 @@ class ClassificationTrainer(ResumableTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """`<prefix>_loss` in nats a label, `<prefix>_accuracy` and `<prefix>_f1` (macro), over all examples; after
-        training these with `_low` and `_high`, their 95 % intervals. Of several classes an example, instead of the
-        accuracy `<prefix>_exact_match`, and F1 also as `_f1_macro`, `_f1_micro`, `_f1_weighted` and `_f1_samples`."""
+        """Return `<prefix>_loss` in nats a label, `<prefix>_accuracy` and `<prefix>_f1` (macro), over all examples;
+        after training these with `_low` and `_high`, their 95 % intervals. Of several classes an example, instead of
+        the accuracy `<prefix>_exact_match`, and F1 also as `_f1_macro`, `_f1_micro`, `_f1_weighted` and
+        `_f1_samples`."""
         examples = self.eval_dataset if eval_dataset is None else eval_dataset
         losses, logits, labels = self._predict(examples, f"evaluating {metric_key_prefix}")
         loss = losses.double().mean().item()
@@ -71,7 +72,7 @@ class ClassificationTrainer(ResumableTrainer):
         config.thresholds = classes.best_thresholds(logits.sigmoid().numpy(), labels.bool().numpy())
 
     def _statistics(self, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, Statistics]:
-        """Accuracy and F1 of rows; of several classes a row by their names, and of one by its number."""
+        """Return accuracy and F1 of rows; of several classes a row by their names, and of one by its number."""
         config: Any = self.accelerator.unwrap_model(self.model).config
         if labels.dim() == 1:
             predictions, expected = logits.argmax(-1).tolist(), labels.tolist()
@@ -84,7 +85,7 @@ class ClassificationTrainer(ResumableTrainer):
         return scoring.statistics(("accuracy", "f1"), classes.chosen(logits, config), expected, names)
 
     def _predict(self, examples: Examples, title: str) -> list[torch.Tensor]:
-        """Nats, logits (rows, classes) and labels of all rows, over all processes."""
+        """Return nats, logits (rows, classes) and labels of all rows, over all processes."""
 
         def of_batch(model: Any, batch: Batch) -> tuple[torch.Tensor, ...]:
             labels = batch.pop("labels")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def repeated_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers of a model: the longest list of modules in it."""
+    """Return the layers of a model: the longest list of modules in it."""
     lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
     return max(lists, key=len, default=[])
 
@@ -34,6 +34,6 @@ def compiled_layers(model: "PreTrainedModel", is_wanted: bool = True) -> Iterato
 
 
 def uncompiled() -> Any:
-    """A context in which compiled code is left alone: an evaluation has batches of other sizes and no gradients, and
-    compiling for them takes more time than it saves."""
+    """Return a context in which compiled code is left alone: an evaluation has batches of other sizes and no
+    gradients, and compiling for them takes more time than it saves."""
     return torch.compiler.set_stance("force_eager")

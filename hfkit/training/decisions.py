@@ -33,7 +33,7 @@ def settle(
     collate: Collate = default_data_collator,
     optimizer: str = "adamw",
 ) -> tuple[TrainingArguments, Json]:
-    """The arguments of a training, with what measuring decides and hfkit's own defaults; and what was decided.
+    """Return the arguments of a training, with what measuring decides and hfkit's own defaults; and what was decided.
 
     It says what will be trained, and how; `what` says what the rows of a step are. Call it on every process.
     """
@@ -72,9 +72,9 @@ def decide(
     collate: Collate = default_data_collator,
     optimizer: str = "adamw",
 ) -> Json:
-    """`precision` (bf16, fp16 or fp32), `torch_compile` (False, True, or `layers`: layer by layer), the measured
-    `roof_flops` of that precision, the `muon_precision` where Muon is the optimizer, and the `steps` to be made with
-    the `rows_a_step` of all processes.
+    """Return `precision` (bf16, fp16 or fp32), `torch_compile` (False, True, or `layers`: layer by layer), the
+    measured `roof_flops` of that precision, the `muon_precision` where Muon is the optimizer, and the `steps` to be
+    made with the `rows_a_step` of all processes.
 
     What the recipe's `train:` section says stands. A run that is resumed takes what it decided when it began. Call it
     on the main process only.
@@ -122,7 +122,7 @@ def _compilation_pays(
     passes: int,
     precision: str,
 ) -> bool:
-    """Whether compilation saves more time than it takes, by the measured time of one pass without it."""
+    """Return whether compilation saves more time than it takes, by the measured time of one pass without it."""
     if args.device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++", "cl"))):
         say("  no C++ compiler found: training without torch.compile (slower)")
         return False
@@ -147,8 +147,8 @@ def _compilation_pays(
 
 
 def batches_for(decided: Json, args: TrainingArguments) -> dict[str, int]:
-    """`per_device_train_batch_size` and `gradient_accumulation_steps` with which a step has the rows it had when the
-    run began, also on another number of processes. In the order of `EpochOrder` they are the very same rows.
+    """Return `per_device_train_batch_size` and `gradient_accumulation_steps` with which a step has the rows it had
+    when the run began, also on another number of processes. In the order of `EpochOrder` they are the very same rows.
 
     Raises:
         HfkitError: if the rows of a step cannot be dealt evenly.

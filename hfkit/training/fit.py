@@ -11,7 +11,7 @@ from hfkit.training.resumable import ResumableTrainer
 
 
 def newest_checkpoint(output: Path) -> str | None:
-    """The folder of the newest checkpoint that is whole. Call it on every process, before a model is made."""
+    """Return the folder of the newest checkpoint that is whole. Call it on every process, before a model is made."""
     return on_main("resume", lambda: str(checkpoints.newest(output) or "")) or None
 
 

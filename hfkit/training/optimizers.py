@@ -66,7 +66,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """The nearest (semi-)orthogonal matrices, roughly: singular values end between 0.7 and 1.2.
+    """Return the nearest (semi-)orthogonal matrices, roughly: singular values end between 0.7 and 1.2.
 
     The quintic Newton-Schulz iteration of Muon; its coefficients are the steepest at zero that still converge.
 
@@ -84,12 +84,12 @@ def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A matrix that FSDP2 shards, gathered."""
+    """Return a matrix that FSDP2 shards, gathered."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """A whole matrix that every process has, in the dtype of a parameter and sharded like it."""
+    """Return a whole matrix that every process has, in the dtype of a parameter and sharded like it."""
     tensor = tensor.to(parameter.dtype)
     if isinstance(parameter, DTensor):
         return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
@@ -97,7 +97,7 @@ def _like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
 
 
 def fastest_orthogonalization(model: nn.Module, device: torch.device) -> str:
-    """The precision in which this machine orthogonalizes the matrices of a model fastest: `fp32` or `bf16`.
+    """Return the precision in which this machine orthogonalizes the matrices of a model fastest: `fp32` or `bf16`.
 
     It is bf16 only where that is much faster, so that runs on a busy machine agree. A GPU is not asked. Of processors
     some have bfloat16 instructions and are slower with them, and others emulate them at a hundredth of the speed.
@@ -167,7 +167,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
 
 def kinds_of(model: nn.Module) -> dict[str, str]:
-    """Of each parameter, by its name: `embedding`, `head`, `matrix` (a hidden one, which Muon takes) or `vector`.
+    """Return the kind of each parameter, by its name: `embedding`, `head`, `matrix` (a hidden one, which Muon takes)
+    or `vector`.
 
     A matrix that is embedding and head in one is an embedding.
     """

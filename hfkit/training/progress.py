@@ -35,7 +35,7 @@ def save_progress(progress: Progress, checkpoint: Path, process: int) -> None:
 
 
 def load_progress(checkpoint: Path, process: int, processes: int) -> Progress:
-    """That of a process; on another number of processes, each takes the mean."""
+    """Load the progress of a process; on another number of processes, each takes the mean."""
     first = manifest.read_json(checkpoint, "progress_0.json") or {}
     if first["processes"] != processes:
         return Progress(**{**first, "loss_since": first["mean_loss_since"]})
@@ -44,7 +44,7 @@ def load_progress(checkpoint: Path, process: int, processes: int) -> Progress:
 
 @contextlib.contextmanager
 def own_random_numbers(device: torch.device) -> Iterator[None]:
-    """Training draws the same random numbers, whether there was an evaluation or not."""
+    """Preserve the state of the random numbers: training draws the same, whether there was an evaluation or not."""
     if device.type == "cpu":
         with torch.random.fork_rng([]):
             yield

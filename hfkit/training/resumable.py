@@ -52,7 +52,7 @@ class ResumableTrainer(GuardedTrainer):
         decided: Json | None = None,
         **kwargs: Any,
     ):
-        """`decided` is what measuring decided, see `hfkit.training.decisions`."""
+        """Take `decided`, what measuring decided, see `hfkit.training.decisions`."""
         trackers.take_up(args)
         super().__init__(model, args, bad_steps, **kwargs)
         self.decided = decided or {}
@@ -121,7 +121,8 @@ class ResumableTrainer(GuardedTrainer):
             self.args.save_total_limit = keep
 
     def _take_up(self) -> None:
-        """Once: what the checkpoint keeps beside Trainer's own state, and what was still to be done at its step."""
+        """Restore, once, what the checkpoint keeps beside Trainer's own state, and what was still to be done at its
+        step."""
         if self._resume_from is None:
             return
         progress = load_progress(self._resume_from, self.args.process_index, self.args.world_size)
@@ -157,7 +158,7 @@ class ResumableTrainer(GuardedTrainer):
         )
 
     def _restore_best(self, checkpoint: Path) -> None:
-        """Trainer forgets the best checkpoint where it is gone; here that is an error."""
+        """Raise an error where the best checkpoint is gone; Trainer would forget it."""
         state = manifest.read_json(checkpoint, "trainer_state.json") or {}
         if state.get("best_model_checkpoint"):
             best = Path(self.args.output_dir) / Path(state["best_model_checkpoint"]).name
@@ -166,7 +167,7 @@ class ResumableTrainer(GuardedTrainer):
             self.state.best_model_checkpoint = str(best)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """The state is the checkpoint's, the settings are the recipe's: they differ where that was forced."""
+        """Load the checkpoint's state, and keep the recipe's settings: they differ where that was forced."""
         if self.optimizer is None or self.is_deepspeed_enabled:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
@@ -207,7 +208,7 @@ class ResumableTrainer(GuardedTrainer):
             self._save_checkpoint(model, None)
 
     def agree_to_stop(self) -> bool:
-        """Whether any process was asked to stop."""
+        """Return whether any process was asked to stop."""
         is_asked = signals.requested() is not None
         if self.args.world_size == 1:
             return is_asked
@@ -251,7 +252,7 @@ class ResumableTrainer(GuardedTrainer):
         return self._commit is None or self._commit.wait()
 
     def _write_checkpoint(self, folder: Path) -> None:
-        """Everything of a checkpoint into an empty folder; on every process, each with its part."""
+        """Write everything of a checkpoint into an empty folder; on every process, each with its part."""
         self.store_flos()
         self.save_model(str(folder), _internal_call=True)
         self._save_optimizer_and_scheduler(str(folder))
@@ -277,7 +278,7 @@ class ResumableTrainer(GuardedTrainer):
             self.state.save_to_json(str(folder / "trainer_state.json"))
 
     def _checkpoint_bytes(self, run: Path) -> int:
-        """How much room the next checkpoint takes: what the last one took, or what there is to write."""
+        """Return how much room the next checkpoint takes: what the last one took, or what there is to write."""
         if newest := checkpoints.last(run):
             return checkpoints.size_of(newest)
         saved = [

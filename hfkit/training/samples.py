@@ -14,7 +14,8 @@ PROMPT_TOKENS, NEW_TOKENS = 12, 60
 
 
 def xz_bits_per_byte(data: str) -> float | None:
-    """What `xz -9e` needs for the test split: a peer that everyone has. None for a text that would take it minutes."""
+    """Return what `xz -9e` needs for the test split: a peer that everyone has. None for a text that would take it
+    minutes."""
     text = "".join(corpus.texts(data, "test")).encode()
     if len(text) > XZ_LIMIT_BYTES:
         return None
@@ -22,7 +23,8 @@ def xz_bits_per_byte(data: str) -> float | None:
 
 
 def continuations(folder: Path, device: torch.device, prompts: list[str] | None, data: str) -> list[tuple[str, str]]:
-    """Prompts, by default the beginnings of three test documents, and how the saved model goes on, with a fixed seed.
+    """Return pairs of prompts, by default the beginnings of three test documents, and how the saved model goes on,
+    with a fixed seed.
 
     The model is loaded from the folder as its users will load it.
     """

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(trainer: Any, validation: Any, test: Any) -> dict[str, float]:
-    """What `trainer.evaluate` gives for the test split by its bare name, such as `loss`, and for validation."""
+    """Return what `trainer.evaluate` gives for the test split by its bare name, such as `loss`, and for validation."""
     on_validation = trainer.evaluate(validation, metric_key_prefix="validation")
     on_test = trainer.evaluate(test, metric_key_prefix="test")
     return {name.removeprefix("test_"): value for name, value in on_test.items()} | on_validation
@@ -65,7 +65,7 @@ def _save_files(
 
 @contextlib.contextmanager
 def _unsharded_class(model: "PreTrainedModel") -> Iterator[None]:
-    """FSDP2 gives a model a class of its own, beside whose code that of the model would not be saved."""
+    """Restore a model's own class: FSDP2 gives it another, beside whose code that of the model would not be saved."""
     kind = type(model)
     if isinstance(model, FSDPModule):
         model.__class__ = kind.__bases__[1]

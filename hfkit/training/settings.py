@@ -54,7 +54,7 @@ class Optimizer(RecipePart):
 
     @model_serializer(mode="wrap")
     def _short(self, plain: SerializerFunctionWrapHandler) -> str | Json:
-        """The name alone where nothing else is set, as a recipe may write it."""
+        """Return the name alone where nothing else is set, as a recipe may write it."""
         values = {key: value for key, value in plain(self).items() if value is not None}
         return values if len(values) > 1 else self.name
 

@@ -36,7 +36,7 @@ class TaskMetrics:
     count: int
 
     def __call__(self, model: PreTrainedModel, split: str) -> dict[str, float]:
-        """Of the first rows of a split; of the test split with intervals. Call it on every process."""
+        """Return the scores of the first rows of a split; on test with intervals. Call it on every process."""
         rows = self.rows(split)
         predictions = answers(self.task, rows, self.generation, model, self.tokenizer, self.batch_size, self.window)
         references = [self.task.references(row) for row in rows]
@@ -57,7 +57,7 @@ class TaskMetrics:
 
 
 def score(predictions: list[str], references: list[list[str]], intervals: bool = False) -> dict[str, float]:
-    """ROUGE (0 to 1), BLEU (0 to 100) and exact match (0 to 1); with `_low` and `_high` their 95 % intervals."""
+    """Return ROUGE (0 to 1), BLEU (0 to 100), exact match (0 to 1); as `_low` and `_high` their 95 % intervals."""
     names = of_answers()
     metrics = [metric.name for metric in CATALOGUE if metric.in_training]
     statistics = scoring.statistics(metrics, predictions, references)

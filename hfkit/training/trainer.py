@@ -41,7 +41,7 @@ class CrossEntropy:
 
     @torch.compiler.disable
     def __call__(self, outputs: Any, head: Any, labels: torch.Tensor, items: torch.Tensor | None) -> torch.Tensor:
-        """The sum over the learned tokens divided by `items`, those of the whole step; without, the mean."""
+        """Return the sum over the learned tokens divided by `items`, those of the whole step; without, the mean."""
         at = learned.places(labels) if self.places is None else self.places
         states, targets = learned.taken(outputs.last_hidden_state, at), labels.flatten()[at + 1]
         chunk = chunk_tokens(head.weight.shape[0], states.device)
@@ -69,8 +69,9 @@ class HfkitTrainer(ResumableTrainer):
         loss_of: Callable[..., torch.Tensor] | None = None,
         **kwargs: Any,
     ):
-        """`task_metrics` are added to those of an evaluation during training, such as ROUGE of generated texts.
-        `loss_of` is what the loss is made by, see `hfkit.model.heads`; by default it is the cross-entropy."""
+        """Set up a training. `task_metrics` are added to those of an evaluation during training, such as ROUGE of
+        generated texts. `loss_of` is what the loss is made by, see `hfkit.model.heads`; by default it is the
+        cross-entropy."""
         if is_plain(model):
             is_compiled = (kwargs.get("decided") or {}).get("torch_compile", args.torch_compile)
             loss_of = loss_of or CrossEntropy(bool(is_compiled))
@@ -145,7 +146,7 @@ class HfkitTrainer(ResumableTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Loss, perplexity and bits per byte of packed rows, from sums over their tokens.
+        """Return loss, perplexity and bits per byte of packed rows, from sums over their tokens.
 
         Returns:
             `<prefix>_loss` in nats a token, `<prefix>_perplexity`, and `<prefix>_bits_per_byte`: the bits that the
@@ -166,7 +167,7 @@ class HfkitTrainer(ResumableTrainer):
     def token_metrics(
         self, rows: PackedRows, title: str, model: "PreTrainedModel | None" = None, intervals: bool = True
     ) -> dict[str, float]:
-        """`loss`, `perplexity` and `bits_per_byte` of rows under a model, by default the one that is trained.
+        """Return `loss`, `perplexity` and `bits_per_byte` of rows under a model, by default the one that is trained.
 
         With `intervals` also their 95 % intervals over the rows of tokens, `loss_low`, `loss_high` and so on; each row
         is taken to have as many bytes a token as the whole.
@@ -187,7 +188,7 @@ class HfkitTrainer(ResumableTrainer):
         return metrics
 
     def _token_sums(self, rows: PackedRows, title: str, model: "PreTrainedModel | None") -> np.ndarray:
-        """Of each row the sum of the losses in nats and the number of predicted tokens, (rows, 2)."""
+        """Return the sum of the losses in nats and the number of predicted tokens of each row, (rows, 2)."""
         sums, counts = over_rows(self, rows, title, _row_sums, model)
         return torch.stack([sums.double(), counts.double()], dim=1).numpy()
 
@@ -201,18 +202,18 @@ def _row_sums(model: "PreTrainedModel", batch: dict[str, torch.Tensor]) -> tuple
 
 
 def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The sum over one row: so only one row's logits (sequence, vocabulary) exist in float32."""
+    """Return the sum over one row: so only one row's logits (sequence, vocabulary) exist in float32."""
     return functional.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
 
 
 def loading(device: torch.device) -> Arguments:
-    """The arguments by which batches come to a device: to a GPU from pinned memory, and nothing waits for them."""
+    """Return the arguments that bring batches to a device: to a GPU from pinned memory, without waiting."""
     is_gpu = device.type != "cpu"
     return {"dataloader_pin_memory": is_gpu, "accelerator_config": {"non_blocking": is_gpu}}
 
 
 def training_arguments(values: Arguments, output_dir: Path, **defaults: Any) -> TrainingArguments:
-    """TrainingArguments of a recipe's `train:` section. `defaults` are hfkit's own, where the recipe says nothing.
+    """Return TrainingArguments of a recipe's `train:` section. `defaults` are hfkit's, where the recipe is silent.
 
     Raises:
         HfkitError: with the library's own words, if it refuses the values together.
