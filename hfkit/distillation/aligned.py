@@ -62,8 +62,8 @@ class AlignedRows(torch.utils.data.Dataset):
 
 
 def collate(rows: list[dict[str, torch.Tensor]], pad_token_id: int, plain: Any) -> dict[str, torch.Tensor]:
-    """Aligned rows as one batch, padded on the right; `partner` then counts through all of the teacher's positions.
-    Rows of another kind, such as those of an evaluation, are for `plain`."""
+    """Return aligned rows as one batch, padded on the right; `partner` then counts through all of the teacher's
+    positions. Rows of another kind, such as those of an evaluation, are for `plain`."""
     if "partner" not in rows[0]:
         return plain(rows)
     batch = pad(rows, pad_token_id)
@@ -84,7 +84,7 @@ def aligned_rows(
     teacher_tokenizer: PreTrainedTokenizerBase,
     cache: Path,
 ) -> Path:
-    """The folder with the training rows of a data set, tokenized for both, made unless it is there already.
+    """Return the folder with the training rows of a data set, tokenized for both, made unless it is there already.
 
     Long documents are cut so that neither has more than `length` tokens. Call it on the main process only.
 
@@ -137,7 +137,7 @@ def _texts(
     tokenizer: PreTrainedTokenizerBase,
     teacher_tokenizer: PreTrainedTokenizerBase,
 ) -> Iterator[tuple[list[int], list[int], np.ndarray, int]]:
-    """Of each text of a row both ids, the pairs, and the first of the student's tokens that is learned."""
+    """Yield both ids of each text of a row, the pairs, and the first of the student's tokens that is learned."""
     if task.has_answers:
         prompt, answer = task.prompt_and_answer(row)
         ids, teacher_ids, pairs = aligned(answer, tokenizer, teacher_tokenizer, prompt)

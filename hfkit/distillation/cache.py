@@ -90,7 +90,7 @@ def write_targets(
     batch_size: int,
     seed: int = 0,
 ) -> Path:
-    """The folder with the targets of `rows`, made unless it is there already. Call it on every process.
+    """Return the folder with the targets of `rows`, made unless it is there already. Call it on every process.
 
     Whole shards of an earlier run are kept, damaged ones are made again. To know them all files are read once, at
     about a second of one core for a GB, or as fast as the disk is. With several processes each makes a share of the
@@ -130,7 +130,7 @@ def write_targets(
 
 
 def _missing(folder: Path, plan: Plan) -> list[int] | None:
-    """The shards that are to be made, or None if the targets are complete."""
+    """Return the shards that are to be made, or None if the targets are complete."""
     folder.mkdir(exist_ok=True)
     manifest.sweep(folder)
     with concurrent.futures.ThreadPoolExecutor(usable_cores()) as pool:
@@ -148,7 +148,7 @@ def _missing(folder: Path, plan: Plan) -> list[int] | None:
 
 
 def _state(folder: Path, plan: Plan, index: int) -> str:
-    """`whole`, `absent` or `damaged`."""
+    """Return the state of the targets: `whole`, `absent` or `damaged`."""
     path = shard_path(folder, index)
     try:
         entry = manifest.read_json(folder, f"{index:05}.json")
@@ -161,7 +161,7 @@ def _state(folder: Path, plan: Plan, index: int) -> str:
 
 
 def _is_described(folder: Path, plan: Plan) -> bool:
-    """Whether `targets.json` is there and true of the shards."""
+    """Return whether `targets.json` is there and true of the shards."""
     try:
         summary = manifest.read_json(folder, TARGETS) or {}
     except HfkitError:
@@ -199,7 +199,7 @@ def _collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
 
 
 def _no_entries(plan: Plan) -> Sparse:
-    """No entries, in the types that are stored."""
+    """Return no entries, in the types that are stored."""
     return Sparse(
         ids=np.zeros(0, np.uint16 if plan.width <= 1 << 16 else np.uint32),
         weights=np.zeros(0, np.uint8 if plan.method == "sampled" else np.float16),
@@ -250,7 +250,7 @@ def _finish(folder: Path, plan: Plan, rows: Rows, logits_of: LogitsOf) -> None:
 
 
 def _summary(folder: Path, plan: Plan) -> Json:
-    """What `targets.json` says, but for the bias."""
+    """Return what `targets.json` says, but for the bias."""
     sizes = [safe_open(shard_path(folder, index), "numpy").get_tensor("sizes") for index in range(plan.shards)]
     tokens, entries = sum(map(len, sizes)), sum(int(array.sum(dtype=np.int64)) for array in sizes)
     size = sum(shard_path(folder, index).stat().st_size for index in range(plan.shards))

@@ -74,7 +74,7 @@ class RowsWithTargets(torch.utils.data.Dataset):
         return {**row, **{f"target_{name}": value for name, value in targets.items()}}
 
     def _shard(self, index: int) -> tuple[Any, np.ndarray]:
-        """A shard's file and its `row_starts`."""
+        """Return a shard's file and its `row_starts`."""
         if index not in self.shards:
             file = safe_open(shard_path(self.folder, index), "numpy")
             self.shards[index] = file, file.get_tensor("row_starts")

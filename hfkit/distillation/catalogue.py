@@ -67,7 +67,7 @@ LOSSES = {
 
 
 def about_losses() -> str:
-    """What each loss is, in a sentence for those that are alike."""
+    """Return what each loss is, in a sentence for those that are alike."""
     names: dict[str, list[str]] = {}
     for loss in LOSSES.values():
         names.setdefault(loss.about, []).append(loss.name)
@@ -75,6 +75,6 @@ def about_losses() -> str:
 
 
 def function_of(reference: str) -> Callable[..., Any]:
-    """The function that an entry names."""
+    """Return the function that an entry names."""
     module, _, name = reference.rpartition(":")
     return getattr(importlib.import_module(module or "hfkit.distillation.losses"), name)

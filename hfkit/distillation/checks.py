@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 def problems(settings: Distillation, inputs: ResolvedInputs) -> Problems:
-    """Each key that is wrong, with what is wrong about it. A model that is still to be made is looked at as its recipe
-    describes it."""
+    """Yield each key that is wrong, with what is wrong about it. A model that is still to be made is looked at as its
+    recipe describes it."""
     yield from check_losses(settings.losses, settings.targets, settings.cross_tokenizer)
     yield from _data_problems(settings, inputs)
     if isinstance(settings.student, dict) and "from_teacher" in settings.student and len(settings.student) > 1:
@@ -91,7 +91,7 @@ def _data_problems(settings: Distillation, inputs: ResolvedInputs) -> Problems:
 def _config(
     key: str, settings: Distillation, inputs: ResolvedInputs, teacher: "PretrainedConfig | None"
 ) -> "PretrainedConfig | None":
-    """The configuration of the teacher or the student; None where it is not known yet.
+    """Return the configuration of the teacher or the student; None where it is not known yet.
 
     Raises:
         HfkitError: if a place holds none, or the recipe describes none.
@@ -114,7 +114,7 @@ def _config(
 def _model_problems(
     settings: Distillation, teacher: "PretrainedConfig | None", student: "PretrainedConfig | None"
 ) -> Problems:
-    """What does not fit the configurations, as far as they are known."""
+    """Yield what does not fit the configurations, as far as they are known."""
     for key, config in (("teacher", teacher), ("student", student)):
         longest = getattr(config, "max_position_embeddings", None)
         is_named = key == "teacher" or isinstance(settings.student, str)
@@ -145,7 +145,7 @@ def _model_problems(
 
 
 def of_layers(loss: Loss, index: int, student: "PretrainedConfig", teacher: "PretrainedConfig") -> Problems:
-    """What is wrong with a loss between layers, that of an index.
+    """Yield what is wrong with a loss between layers, that of an index.
 
     Args:
         student, teacher: their configurations.
@@ -165,12 +165,12 @@ def _widths(student: "PretrainedConfig", teacher: "PretrainedConfig") -> str:
 
 
 def tokenizer_path(inputs: ResolvedInputs) -> str:
-    """Where the student's tokenizer is from."""
+    """Return where the student's tokenizer is from."""
     return next(inputs[key].path for key in ("tokenizer", "student", "teacher") if key in inputs)
 
 
 def shared_width(settings: Distillation, inputs: ResolvedInputs) -> int:
-    """How many leading logits stand for the same tokens in teacher and student.
+    """Return how many leading logits stand for the same tokens in teacher and student.
 
     Raises:
         HfkitError: if the two have different vocabularies, and the recipe does not say `cross_tokenizer`.
@@ -182,7 +182,7 @@ def shared_width(settings: Distillation, inputs: ResolvedInputs) -> int:
 
 
 def warn_of_small_teacher(path: str, student: "PreTrainedModel", trust_remote_code: bool) -> None:
-    """Say it where the teacher has fewer parameters than the student."""
+    """Warn where the teacher has fewer parameters than the student."""
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -64,7 +64,7 @@ def training_data(
     width: int,
     cache: Path,
 ) -> TrainingData:
-    """The data, tokenized; and the teacher's targets, made where they are not there. Call it on every process.
+    """Return the data, tokenized; and the teacher's targets, made where they are not there. Call it on every process.
 
     Args:
         teacher: loads the model; called only if it has to write something.
@@ -107,7 +107,7 @@ def training_data(
 def _rows(
     settings: Distillation, path: str, tokenizer: PreTrainedTokenizerBase, cache: Path
 ) -> tuple[Path, Json, Collate]:
-    """The folder of the tokenized data, its splits, and what makes a batch of their rows."""
+    """Return the folder of the tokenized data, its splits, and what makes a batch of their rows."""
     length = settings.sequence_length
     if settings.task.is_text:
         folder = on_main("tokens", lambda: str(token_rows(path, tokenizer, length, settings.packing, cache)))

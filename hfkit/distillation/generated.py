@@ -28,8 +28,8 @@ def write_generated(
     teacher: Callable[[], PreTrainedModel],
     cache: Path,
 ) -> Path:
-    """The folder of a data set like that at `data_path` with training completions that the teacher wrote, made unless
-    it is there already. Call it on every process.
+    """Return the folder of a data set like that at `data_path` with training completions that the teacher wrote, made
+    unless it is there already. Call it on every process.
 
     Rows to which the teacher wrote nothing are left out; `hfkit.json` counts them and says what made the folder.
 

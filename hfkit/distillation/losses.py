@@ -14,7 +14,7 @@ from torch.nn import functional
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """-log of the probability of each target, in nats: (tokens, vocabulary), (tokens,) -> (tokens,).
+    """Return -log of the probability of each target, in nats: (tokens, vocabulary), (tokens,) -> (tokens,).
 
     A target of -100 gives 0.
     """
@@ -22,7 +22,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def forward_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """T^2 KL(teacher || student): the student covers all that the teacher finds likely.
+    """Return T^2 KL(teacher || student): the student covers all that the teacher finds likely.
 
     Source: Hinton et al., 2015, arXiv 1503.02531.
 
@@ -37,7 +37,7 @@ def forward_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: floa
 
 
 def reverse_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """T^2 KL(student || teacher): the student avoids what the teacher finds unlikely.
+    """Return T^2 KL(student || teacher): the student avoids what the teacher finds unlikely.
 
     Source: MiniLLM (Gu et al., 2023, arXiv 2306.08543). Shapes as in `forward_kl`.
     """
@@ -46,7 +46,7 @@ def reverse_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: floa
 
 
 def jsd(student_logits: Tensor, teacher_logits: Tensor, beta: float = 0.5, temperature: float = 1.0) -> Tensor:
-    """T^2 (beta KL(teacher || M) + (1 - beta) KL(student || M)), M = beta teacher + (1 - beta) student.
+    """Return T^2 (beta KL(teacher || M) + (1 - beta) KL(student || M)), M = beta teacher + (1 - beta) student.
 
     The generalized Jensen-Shannon divergence, 0 < beta < 1. Divided by beta it tends to `forward_kl` where beta tends
     to 0; divided by 1 - beta it tends to `reverse_kl` where beta tends to 1.
@@ -60,7 +60,7 @@ def jsd(student_logits: Tensor, teacher_logits: Tensor, beta: float = 0.5, tempe
 
 
 def logit_mse(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """The mean over the vocabulary of the squared differences: (tokens, vocabulary) twice -> (tokens,).
+    """Return the mean over the vocabulary of the squared differences: (tokens, vocabulary) twice -> (tokens,).
 
     Source: Kim et al., 2021, arXiv 2105.08919.
     """
@@ -68,7 +68,7 @@ def logit_mse(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 
 def sparse_forward_kl(student_logits: Tensor, ids: Tensor, probabilities: Tensor, temperature: float = 1.0) -> Tensor:
-    """`forward_kl` against a teacher of whom only some probabilities are kept: T^2 sum p log(p / student).
+    """Return `forward_kl` against a teacher of whom only some probabilities are kept: T^2 sum p log(p / student).
 
     Where the probabilities p of a token do not sum to 1, as of a plain top-k, the student's log-sum-exp is weighted by
     their sum: the gradient is that of sum p (-log student), and the value can be negative.
@@ -91,7 +91,7 @@ def sparse_forward_kl(student_logits: Tensor, ids: Tensor, probabilities: Tensor
 
 
 def uld(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """The sum of absolute differences of the probabilities, each model's sorted in descending order.
+    """Return the sum of absolute differences of the probabilities, each model's sorted in descending order.
 
     For models with different tokenizers: it compares how sure they are, not of what. The shorter vector is filled up
     with zeros. As in its source it is not multiplied by T^2.
@@ -114,7 +114,7 @@ def uld(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0
 
 
 def hidden_states(student: Tensor, teacher: Tensor, kind: Literal["mse", "cosine"] = "mse") -> Tensor:
-    """How far the hidden states are apart: (..., width) twice -> (...).
+    """Return how far the hidden states are apart: (..., width) twice -> (...).
 
     `mse` is the mean over the width of the squared differences (FitNets, Romero et al., 2014, arXiv 1412.6550;
     TinyBERT, Jiao et al., 2019, arXiv 1909.10351); `cosine` is 1 - the cosine of the angle between them (DistilBERT,
@@ -127,7 +127,7 @@ def hidden_states(student: Tensor, teacher: Tensor, kind: Literal["mse", "cosine
 
 
 def relations(student: Tensor, teacher: Tensor, allowed: Tensor, relation_heads: int | None = None) -> Tensor:
-    """KL(teacher || student) of how the vectors of a sequence (queries, keys or values) relate to each other.
+    """Return KL(teacher || student) of how the vectors of a sequence (queries, keys or values) relate to each other.
 
     The vectors of all heads are joined and split again into `relation_heads`, so that neither the heads nor the widths
     of the models need agree. A relation is softmax(x x^T / sqrt(size of a relation head)) over the allowed positions.
@@ -152,7 +152,7 @@ def relations(student: Tensor, teacher: Tensor, allowed: Tensor, relation_heads:
 
 
 def attention_maps(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(teacher || student) of the attention of each query, the mean over heads.
+    """Return KL(teacher || student) of the attention of each query, the mean over heads.
 
     Where the models have different numbers of heads, each one's heads are averaged first. A probability of 0, such as
     of a masked key, adds nothing where both have it.
@@ -176,7 +176,7 @@ def attention_maps(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """In float32, or float64 where it is."""
+    """Return a tensor in float32, or float64 where it is."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
@@ -185,12 +185,12 @@ def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
 
 
 def _kl(p: Tensor, q: Tensor) -> Tensor:
-    """KL(p || q) of log-probabilities: (..., n) twice -> (...)."""
+    """Return KL(p || q) of log-probabilities: (..., n) twice -> (...)."""
     return (p.exp() * (p - q)).sum(-1)
 
 
 def _log_relations(states: Tensor, allowed: Tensor, heads: int) -> Tensor:
-    """Log-probabilities (batch, relation heads, tokens, tokens) of states (batch, heads, tokens, size)."""
+    """Return log-probabilities (batch, relation heads, tokens, tokens) of states (batch, heads, tokens, size)."""
     batch, _, tokens, _ = states.shape
     # (batch, relation heads, tokens, size of a relation head)
     joined = _wide(states).transpose(1, 2).reshape(batch, tokens, heads, -1).transpose(1, 2)

@@ -39,7 +39,7 @@ class Term(NamedTuple):
     def of_tokens(
         self, logits: torch.Tensor, shared: torch.Tensor, targets: torch.Tensor, teacher: tuple[torch.Tensor, ...]
     ) -> torch.Tensor:
-        """The loss of each token, (tokens,), of logits and of those that are shared with the teacher."""
+        """Return the loss of each token, (tokens,), of logits and of those that are shared with the teacher."""
         function: Any = self.function
         if self.spec.compares == "data":
             return function(logits, targets)
@@ -90,12 +90,12 @@ class Objective:
     # ---- what it needs
 
     def watched(self, side: int) -> set[int]:
-        """The layers whose queries, keys and values are compared; side 0 is the student's, 1 the teacher's."""
+        """Return the layers whose queries, keys and values are compared; side 0 is the student's, 1 the teacher's."""
         relations = [index for index in self.of_layers if self.losses[index].way == "relations"]
         return {pair[side] for index in relations for pair in self.pairs[index]}
 
     def options(self) -> dict[str, bool]:
-        """What both models must give beside their last hidden states."""
+        """Return what both models must give beside their last hidden states."""
         ways = {self.losses[index].way for index in self.of_layers}
         options = {"output_hidden_states": bool(ways & {"mse", "cosine"}), "output_attentions": "maps" in ways}
         return {name: True for name, is_needed in options.items() if is_needed}
@@ -132,7 +132,7 @@ class Objective:
     def __call__(
         self, outputs: Any, head: nn.Module, labels: torch.Tensor, items: torch.Tensor | int | None
     ) -> torch.Tensor:
-        """The loss. Called inside the student's forward pass.
+        """Return the loss. The student's forward pass calls it.
 
         Args:
             outputs: of the student's decoder.
@@ -155,12 +155,12 @@ class Objective:
     # ---- between logits
 
     def _logits(self, states: torch.Tensor, targets: torch.Tensor, at: torch.Tensor, head: Any) -> torch.Tensor:
-        """The weighted sum over the learned tokens: states (tokens, hidden), targets (tokens,)."""
+        """Return the weighted sum over the learned tokens: states (tokens, hidden), targets (tokens,)."""
         teacher_states, partner = self._partners(at)
         sparse = [taken(self.batch[name], at) for name in ("target_ids", "target_probabilities") if name in self.batch]
 
         def of_rows(rows: slice) -> tuple[torch.Tensor, ...]:
-            """What else the chunk's losses take, beside the student's logits."""
+            """Return what else the chunk's losses take, beside the student's logits."""
             if teacher_states is not None and self.needs_teacher_logits:
                 logits = self.teacher.logits(teacher_states[rows], self.width)
                 return targets[rows], logits, *(tensor[rows] for tensor in partner)
@@ -172,8 +172,8 @@ class Objective:
         return total
 
     def _partners(self, at: torch.Tensor) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-        """Of each learned token the teacher's hidden state, (tokens, hidden), and, where its tokenizer is another,
-        whether it has one, (tokens,)."""
+        """Return the teacher's hidden state of each learned token, (tokens, hidden), and, where its tokenizer is
+        another, whether the token has one, (tokens,)."""
         if self.teacher_states is None:
             return None, []
         if "partner" not in self.batch:
@@ -182,7 +182,7 @@ class Objective:
         return self.teacher_states.flatten(0, 1)[partner.clamp_min(0)], [partner >= 0]
 
     def _chunk(self, logits: torch.Tensor, targets: torch.Tensor, *teacher: torch.Tensor) -> Any:
-        """Of a chunk the loss to learn, and the sums of its parts: logits (tokens, vocabulary)."""
+        """Return the loss to learn of a chunk, and the sums of its parts: logits (tokens, vocabulary)."""
         shared = logits[:, : self.width]
         sums = [self.terms[index].of_tokens(logits, shared, targets, teacher).sum() for index in self.of_logits]
         weights = [self.losses[index].weight for index in self.of_logits]
@@ -192,7 +192,7 @@ class Objective:
     # ---- between layers
 
     def _layers(self, index: int, student: Layers) -> torch.Tensor:
-        """The loss of each token, (batch, tokens), the mean over the pairs of layers."""
+        """Return the loss of each token, (batch, tokens), the mean over the pairs of layers."""
         pairs = self.pairs[index]
         return torch.stack([self._pair(index, student, *pair) for pair in pairs]).mean(0)
 
@@ -216,7 +216,7 @@ class Objective:
 
 
 def _names(losses: list[Loss]) -> list[str]:
-    """A name for each loss; a second one of a kind is numbered."""
+    """Return a name for each loss; a second one of a kind is numbered."""
     names: list[str] = []
     for loss in losses:
         number = sum(name.split(".")[0] == loss.loss for name in names)

@@ -25,7 +25,8 @@ COLUMNS = {"teacher": "teacher", "student": "student", "alone": "without teacher
 
 
 def scores(trainer: HfkitTrainer, data: TrainingData, task_metrics: TaskMetrics) -> Scores:
-    """Of the model that was trained: on test, and `validation_*`; of a task also of what it generates."""
+    """Return the scores of the model that was trained: on test, and `validation_*`; of a task also of what it
+    generates."""
     metrics = trainer.token_metrics(data.test, "evaluating test")
     validation = trainer.token_metrics(data.validation, "evaluating validation")
     metrics |= {f"validation_{name}": value for name, value in validation.items()}
@@ -43,7 +44,7 @@ def teacher_scores(
     teacher_path: str,
     output: Path,
 ) -> Scores:
-    """The same of the teacher, kept beside the tokenized data: a later run need not load it.
+    """Return the scores of the teacher, kept beside the tokenized data: a later run need not load it.
 
     Args:
         teacher: loads the model; called only if its scores are not known.
@@ -69,13 +70,13 @@ def teacher_scores(
 
 
 def gap_closed(teacher: float, student: float, alone: float) -> float | None:
-    """The share of the way from the student without a teacher to the teacher that distillation went, by a loss:
+    """Return the share of the way from the student without a teacher to the teacher that distillation went, by a loss:
     (alone - student) / (alone - teacher). None where the teacher is not better than that student."""
     return (alone - student) / (alone - teacher) if alone > teacher else None
 
 
 def compared(scores: dict[str, Scores]) -> Metrics:
-    """What `metrics.json` says: the student's own scores, `teacher_*` and `alone_*`, and what they come to.
+    """Return what `metrics.json` says: the student's own scores, `teacher_*` and `alone_*`, and what they come to.
 
     `retention` is the share of the teacher's quality that the student keeps, 1 for all of it: of scores such as
     ROUGE-L student / teacher, of bits per byte teacher / student.
@@ -96,7 +97,7 @@ def compared(scores: dict[str, Scores]) -> Metrics:
 
 
 def summary(metrics: Metrics, scores: dict[str, Scores], output: Path) -> str:
-    """The result for someone who has never distilled a model."""
+    """Return the result for someone who has never distilled a model."""
     columns = [whose for whose in COLUMNS if whose in scores]
     lines = ["", f"  {'test':<16}" + "".join(f"{COLUMNS[whose]:>17}" for whose in columns)]
     rows = {"loss": ".3f", "perplexity": ".2f", "bits_per_byte": ".3f", **dict.fromkeys(of_answers(), ".4g")}

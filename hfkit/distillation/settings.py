@@ -64,7 +64,7 @@ class Loss(RecipePart):
 
     @property
     def way(self) -> str:
-        """Its kind, or the default of it."""
+        """Return the kind of the loss, or the default of it."""
         return self.kind or self.spec.kinds[0]
 
     @property
@@ -146,7 +146,7 @@ class Distillation:
 
 
 def check_losses(losses: list[Loss], targets: Targets, cross_tokenizer: str | None) -> Iterator[tuple[str, str]]:
-    """What a list of losses gets wrong together, as problems of the recipe's keys."""
+    """Yield what a list of losses gets wrong together, as problems of the recipe's keys."""
     if not sum(loss.weight for loss in losses):
         yield "losses", "the weights sum to 0, so that nothing would be learned; raise one"
     temperatures = set()
@@ -174,12 +174,12 @@ def check_losses(losses: list[Loss], targets: Targets, cross_tokenizer: str | No
 
 
 def spread(student_layers: int, teacher_layers: int) -> list[list[int]]:
-    """Each layer of the student with one of the teacher's, evenly: the last with the last."""
+    """Return each layer of the student with one of the teacher's, evenly: the last with the last."""
     return [[index, (index + 1) * teacher_layers // student_layers - 1] for index in range(student_layers)]
 
 
 def layer_pairs(loss: Loss, student: "PretrainedConfig", teacher: "PretrainedConfig") -> list[list[int]]:
-    """The pairs of layers that a loss compares.
+    """Return the pairs of layers that a loss compares.
 
     Args:
         student, teacher: their configurations.

@@ -39,7 +39,7 @@ def sparse(
     temperature: float,
     generator: torch.Generator,
 ) -> Sparse:
-    """Some entries of softmax(logits / temperature), of logits (tokens, vocabulary).
+    """Return some entries of softmax(logits / temperature), of logits (tokens, vocabulary).
 
     Args:
         entries: draws of `sampled`, k of `top_k`.
@@ -84,7 +84,8 @@ def draw(probabilities: Tensor, draws: int, generator: torch.Generator) -> tuple
 
 
 def top_k(probabilities: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The likeliest tokens of distributions (tokens, vocabulary): `ids`, probabilities and `sizes` as in `Sparse`."""
+    """Return the likeliest tokens of distributions (tokens, vocabulary): `ids`, probabilities and `sizes` as in
+    `Sparse`."""
     values, ids = probabilities.topk(k)
     return ids.flatten(), values.flatten(), torch.full((len(ids),), k)
 
@@ -92,8 +93,8 @@ def top_k(probabilities: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
 def measure_bias(
     logits_of: LogitsOf, rows: Any, temperature: float, steps: tuple[int, ...] = (256, 1024, 4096)
 ) -> Metrics:
-    """How far stored targets are from the teacher's distributions, as total variation: half the sum of the absolute
-    differences, 0 to 1.
+    """Return how far stored targets are from the teacher's distributions, as total variation: half the sum of the
+    absolute differences, 0 to 1.
 
     Noise averages out over positions, bias does not: the distance between the mean target and the mean distribution
     of n positions falls like 1 / sqrt(n) where targets are unbiased, and stays where they are not. The mean target is

@@ -14,7 +14,7 @@ Described = str | dict[str, Any]
 
 
 def cut_of(student: Described) -> FromTeacher | None:
-    """What of the teacher the student is cut out of, if it is."""
+    """Return what of the teacher the student is cut out of, if it is."""
     if isinstance(student, dict) and student.get("from_teacher") is not None:
         return FromTeacher.model_validate(student["from_teacher"])
     return None
@@ -26,7 +26,7 @@ def make_student(
     tokenizer: "PreTrainedTokenizerBase",
     teacher: Callable[[], "PreTrainedModel"],
 ) -> "PreTrainedModel":
-    """The student with its first weights, in float32; with an adapter to be trained where `lora` is set.
+    """Return the student with its first weights, in float32; with an adapter to be trained where `lora` is set.
 
     Args:
         teacher: loads the model; called only if the student is cut out of it.
@@ -59,7 +59,8 @@ def make_student(
 
 
 def student_config(student: Arguments, teacher: "PreTrainedConfig | None") -> "PreTrainedConfig | None":
-    """The sizes of a student that is still to be made, as far as they are known before tokenizer and teacher are."""
+    """Return the sizes of a student that is still to be made, as far as they are known before tokenizer and teacher
+    are."""
     from hfkit.model import HfkitConfig
 
     cut = cut_of(student)

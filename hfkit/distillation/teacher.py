@@ -88,7 +88,7 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, Layers | None]:
-        """The hidden states that the head takes, (batch, tokens, hidden), and what is in the layers if wanted."""
+        """Return the hidden states that the head takes, (batch, tokens, hidden), and the layers if asked."""
         inputs = {name: batch[name] for name in INPUTS if name in batch}
         outputs = self.decoder(**inputs, use_cache=False, return_dict=True, **self.options)
         layers = layers_of(outputs, self.watch) if self.options or self.watch else None
@@ -96,13 +96,13 @@ class Teacher:
 
     @torch.no_grad()
     def logits(self, states: torch.Tensor, width: int) -> torch.Tensor:
-        """Of some hidden states (tokens, hidden) the first `width` logits, (tokens, width)."""
+        """Return the first `width` logits of some hidden states, (tokens, hidden) -> (tokens, width)."""
         bias = self.head.bias
         return nn.functional.linear(states, self.head.weight[:width], bias if bias is None else bias[:width])
 
 
 def load_teacher(settings: Distillation, path: str, device: torch.device) -> "PreTrainedModel":
-    """The teacher's model, in the dtype of its files; an adapter is merged into its base.
+    """Return the teacher's model, in the dtype of its files; an adapter is merged into its base.
 
     Raises:
         HfkitError: if its logits are not a linear map of its hidden states.
@@ -123,7 +123,7 @@ def load_teacher(settings: Distillation, path: str, device: torch.device) -> "Pr
 
 
 def placed(model: "PreTrainedModel", accelerator: "Accelerator") -> Any:
-    """The model where Accelerate puts it: whole on each device, or its layers in shards where the student is."""
+    """Return the model where Accelerate puts it: whole on each device, or in shards where the student is."""
     if not accelerator.is_fsdp2:
         return accelerator.prepare_model(model, evaluation_mode=True)
     from torch.distributed.fsdp import fully_shard
@@ -141,7 +141,7 @@ def layers_of(outputs: Any, watch: Watch | None) -> Layers:
 
 
 def allowed(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Which tokens (batch, query, key) may look at which: none ahead, in another document, or padding."""
+    """Return which tokens (batch, query, key) may look at which: none ahead, in another document, or padding."""
     ids = batch["input_ids"]
     length = ids.shape[1]
     mask = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()[None]
@@ -157,7 +157,7 @@ def allowed(batch: dict[str, torch.Tensor]) -> torch.Tensor:
 def target_batches(
     teacher: Teacher, batch: dict[str, torch.Tensor], width: int, tokens: int
 ) -> Iterator[torch.Tensor]:
-    """The logits of all learned positions of a batch in order, a few tokens at a time, each (some, width)."""
+    """Yield the logits of all learned positions of a batch in order, a few tokens at a time, each (some, width)."""
     states = taken(teacher(batch)[0], places(batch["labels"]))
     for start in range(0, len(states), tokens):
         yield teacher.logits(states[start : start + tokens], width)

@@ -86,7 +86,8 @@ class DistillationTrainer(HfkitTrainer):
 
     @torch.no_grad()
     def _written_by_student(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The batch with the completions that the student writes after its prompts, which then are what is learned."""
+        """Return the batch with the completions that the student writes after its prompts, which then are what is
+        learned."""
         device, pad_id = batch["input_ids"].device, self.generation["pad_token_id"]
         is_prompt = batch["attention_mask"].bool() & ((batch["labels"] != IGNORED).cumsum(-1) == 0)
         prompts = [ids[flags].tolist() for ids, flags in zip(batch["input_ids"], is_prompt, strict=True)]
@@ -112,8 +113,8 @@ class DistillationTrainer(HfkitTrainer):
         return pad(examples, pad_id)
 
     def _room(self, batch: dict[str, torch.Tensor], prompts: list[list[int]], model: "PreTrainedModel") -> int:
-        """How many tokens are written where the recipe does not say it: as many as the data's own longest row has
-        behind the shortest prompt, within the model's positions."""
+        """Return how many tokens are written where the recipe does not say it: as many as the data's own longest row
+        has behind the shortest prompt, within the model's positions."""
         lengths = [len(prompt) for prompt in prompts]
         room = batch["input_ids"].shape[1] - min(lengths)
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -130,7 +131,7 @@ def student_trainer(
     width: int,
     decided: Json | None = None,
 ) -> HfkitTrainer:
-    """The trainer of a student; without a teacher, with cross-entropy alone.
+    """Return the trainer of a student; without a teacher, with cross-entropy alone.
 
     Args:
         teacher: loads the model; called only if it runs beside the student.
@@ -176,7 +177,7 @@ def settled_trainer(
     teacher: Callable[[], PreTrainedModel] | None = None,
     width: int = 0,
 ) -> HfkitTrainer:
-    """The trainer of a student, with a teacher or alone.
+    """Return the trainer of a student, with a teacher or alone.
 
     Args:
         teacher, width: see `student_trainer`.

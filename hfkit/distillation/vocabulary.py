@@ -57,7 +57,7 @@ def compare(teacher: str, student_tokenizer: str, trust_remote_code: bool = Fals
 
 
 def _differences(tokens: dict[int, str], own_tokens: dict[int, str]) -> list[str]:
-    """The first ids that do not mean the same token, told in words."""
+    """Return the first ids that do not mean the same token, told in words."""
     differing = [i for i in sorted(tokens.keys() | own_tokens.keys()) if tokens.get(i) != own_tokens.get(i)]
     differences = []
     for i in differing[:SHOWN]:
@@ -82,7 +82,8 @@ def aligned(
     teacher_tokenizer: "PreTrainedTokenizerBase",
     prompt: str = "",
 ) -> tuple[list[int], list[int], np.ndarray]:
-    """The token ids of a text for student and teacher, and the positions at which both predict from the same place.
+    """Return the token ids of a text for student and teacher, and the positions at which both predict from the same
+    place.
 
     The text stands between BOS, where the tokenizer has one, and EOS, as in pretraining. With a `prompt` it is a
     completion: it stands after the tokens of the prompt, as in fine-tuning, and none of those is paired.
@@ -102,7 +103,8 @@ def aligned(
 
 
 def _begins(text: str, tokenizer: "PreTrainedTokenizerBase", prompt: str) -> tuple[list[int], np.ndarray, np.ndarray]:
-    """The ids, and two numbers for each: where in the text it starts, and how far the tokens before it have read.
+    """Return the ids, and two numbers for each: where in the text it starts, and how far the tokens before it have
+    read.
 
     These differ where characters were dropped between. Both are -1 for a token that begins inside a character, or is
     not of the text.
@@ -122,7 +124,7 @@ def _begins(text: str, tokenizer: "PreTrainedTokenizerBase", prompt: str) -> tup
 
 
 def ids_before(prompt: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """What stands before the text: BOS, or the prompt as the tokenizer begins a text, without an EOS."""
+    """Return what stands before the text: BOS, or the prompt as the tokenizer begins a text, without an EOS."""
     if not prompt:
         return [tokenizer.bos_token_id] * (tokenizer.bos_token_id is not None)
     ids = tokenizer(prompt, verbose=False)["input_ids"]
