@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 
 def of_scoring(scoring: Scoring, data: ResolvedInput | None, models: ResolvedInputs) -> Problems:
-    """What is wrong with how models are to be scored, as far as it can be told before they are loaded. Those that are
-    not there yet are not looked at."""
+    """Yield what is wrong with how models are to be scored, as far as it can be told before they are loaded. Those
+    that are not there yet are not looked at."""
     task = scoring.task
     for index, name in enumerate(scoring.metrics):
         if name not in (fit := fitting(task.measured_by)):
@@ -44,7 +44,7 @@ def of_scoring(scoring: Scoring, data: ResolvedInput | None, models: ResolvedInp
 def of_smaller(
     scoring: Scoring, inputs: ResolvedInputs, accept: dict[str, str], own: Callable[[str], Problems]
 ) -> Problems:
-    """What is wrong with a stage that makes a model smaller and scores it beside what it was.
+    """Yield what is wrong with a stage that makes a model smaller and scores it beside what it was.
 
     Args:
         accept: limits on the result.
@@ -63,12 +63,12 @@ def of_smaller(
 
 
 def measured(scoring: Scoring, data: ResolvedInput) -> list[str]:
-    """The names of what is measured of a model that is scored on data, which limits may be on."""
+    """Return the names of what is measured of a model that is scored on data, which limits may be on."""
     return [*score_names(scoring.metrics, is_multi_label(scoring.task, data)), *limits.COSTS]
 
 
 def refuse(scoring: Scoring, rows: list[Row], models: dict[str, str]) -> None:
-    """The same of models and rows that are all there by now.
+    """Raise what is wrong with models and rows that are all there by now.
 
     Args:
         models: the place of each by its key.
@@ -83,7 +83,7 @@ def refuse(scoring: Scoring, rows: list[Row], models: dict[str, str]) -> None:
 
 
 def of_quality(scoring: Scoring) -> Problems:
-    """What is wrong with metrics by which no model is better than another."""
+    """Yield what is wrong with metrics by which no model is better than another."""
     if not any(metric.quality for metric in named(scoring.metrics)):
         fit = named(fitting(scoring.task.measured_by))
         allowed = ", ".join(metric.name for metric in fit if metric.quality)
@@ -91,7 +91,7 @@ def of_quality(scoring: Scoring) -> Problems:
 
 
 def of_words(name: str, metrics: Collection[str]) -> Problems:
-    """What is wrong with how metrics are to cut words."""
+    """Yield what is wrong with how metrics are to cut words."""
     if name not in scripts.names():
         yield "tokenize", f"{shown(name)} is not known, {did_you_mean(name, scripts.names())}"
         return
@@ -105,7 +105,7 @@ def of_words(name: str, metrics: Collection[str]) -> Problems:
 
 
 def of_tokens(models: ResolvedInputs, key: str) -> Problems:
-    """What is wrong with a key that compares the perplexity of models, where their tokens are different."""
+    """Yield what is wrong with a key that compares the perplexity of models, where their tokens are different."""
     present = [model.path for model in models.values() if model.exists]
     vocabularies = {path: load_tokenizer(path, "generate").get_vocab() for path in present}
     for path in present[1:]:
@@ -116,7 +116,7 @@ def of_tokens(models: ResolvedInputs, key: str) -> Problems:
 
 
 def of_model(scoring: Scoring, key: str, path: str) -> Problems:
-    """What is wrong with a model for an evaluation, from its configuration and its tokenizer.
+    """Yield what is wrong with a model for an evaluation, from its configuration and its tokenizer.
 
     Raises:
         HfkitError: if a template of the task is none.
@@ -138,7 +138,7 @@ def of_model(scoring: Scoring, key: str, path: str) -> Problems:
 
 
 def _misfit(task: Task, path: str, config: "PretrainedConfig") -> str | None:
-    """Why a model is not one for a task."""
+    """Return why a model is not one for a task."""
     kind, has_classes = ", ".join(config.architectures or []), is_classifier(path, config)
     if task.has_classes and has_classes is False:
         kind_text = "an adapter for texts" if is_adapter(path) else kind
@@ -153,7 +153,8 @@ def _misfit(task: Task, path: str, config: "PretrainedConfig") -> str | None:
 
 
 def of_rows(scoring: Scoring, rows: list[Row], models: dict[str, str]) -> Problems:
-    """What is wrong with the rows: answers that are blank, where a metric needs them, and classes that a model lacks.
+    """Yield what is wrong with the rows: answers that are blank, where a metric needs them, and classes that a model
+    lacks.
 
     Args:
         models: the places of those that are there, by their keys.
@@ -172,7 +173,7 @@ def of_rows(scoring: Scoring, rows: list[Row], models: dict[str, str]) -> Proble
 
 
 def _of_classes(scoring: Scoring, rows: list[Row], path: str) -> Iterator[str]:
-    """What is wrong with the classes of rows for the classifier at `path`."""
+    """Yield what is wrong with the classes of rows for the classifier at `path`."""
     config = load_config(path, scoring.trust_remote_code)
     classes = config.id2label.values()
     for number, row in enumerate(rows, 1):

@@ -19,7 +19,7 @@ MODEL_INPUTS = ("model", "teacher", "student")
 
 
 def compared(scoring: Scoring, rows: list[Row], models: dict[str, str], prompts: list[str] | None = None) -> Metrics:
-    """The models measured one after the other on the same rows of this machine.
+    """Measure the models one after the other on the same rows of this machine.
 
     Args:
         models: the place of each by its name; the first is what the others are compared with.
@@ -62,7 +62,7 @@ def compared(scoring: Scoring, rows: list[Row], models: dict[str, str], prompts:
 
 
 def dominates(other: Metrics, row: Metrics, quality: str) -> bool:
-    """Whether another model is at least as good in quality, size and speed, and better in one."""
+    """Return whether another model is at least as good in quality, size and speed, and better in one."""
     sign = -1 if is_lower_better(quality) else 1
     theirs, own = (
         (sign * entry[quality], -(entry["size_bytes"] or 0), entry["tokens_per_second"]) for entry in (other, row)
@@ -71,12 +71,13 @@ def dominates(other: Metrics, row: Metrics, quality: str) -> bool:
 
 
 def is_better(theirs: tuple[float, ...], own: tuple[float, ...]) -> bool:
-    """Whether all of theirs are at least as high, and one is higher."""
+    """Return whether all of theirs are at least as high, and one is higher."""
     return theirs != own and all(other >= value for other, value in zip(theirs, own, strict=True))
 
 
 def training_seconds(path: str) -> float | None:
-    """The time that making a model took, that of the models it was made from included; None where it is not known."""
+    """Return the time that making a model took, that of the models it was made from included; None where it is not
+    known."""
     seconds_of: dict[Path, float] = {}
 
     def visit(folder: Path) -> None:
@@ -92,7 +93,8 @@ def training_seconds(path: str) -> float | None:
 
 
 def beside_base(comparison: Json, limits: dict[str, str]) -> Metrics:
-    """Of a comparison the numbers of the last, as `base_*` those of the first, and as `accept` the limits on them."""
+    """Return the numbers of the last model of a comparison, as `base_*` those of the first, and as `accept` the limits
+    on them."""
     of_others = ("name", "place", "samples", "training_seconds")
     rows = comparison["models"][0], comparison["models"][-1]
     base, result = ({key: value for key, value in row.items() if key not in of_others} for row in rows)

@@ -27,7 +27,8 @@ NOT_OF_THE_MODEL = {*manifest.DIGEST_EXCLUDES, "predictions.jsonl"}
 
 
 def size_on_disk(path_or_id: str) -> int | None:
-    """Bytes of the files that a model is loaded from, its tokenizer's among them; with an adapter also its base's.
+    """Return the bytes of the files that a model is loaded from, its tokenizer's among them; with an adapter also its
+    base's.
 
     None for an id on the Hub that is not in the cache.
     """
@@ -74,8 +75,8 @@ class Memory:
 def speeds(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", ids: list[int], window: int
 ) -> dict[str, float]:
-    """`first_token_seconds`, `tokens_per_second` and `tokens_per_second_batch_8` of greedy writing, each the median of
-    several after one that does not count.
+    """Return `first_token_seconds`, `tokens_per_second` and `tokens_per_second_batch_8` of greedy writing, each the
+    median of several after one that does not count.
 
     Args:
         ids: a text, whose beginning is gone on with.
@@ -92,7 +93,8 @@ def speeds(
 
 @torch.no_grad()
 def reading_speeds(model: "PreTrainedModel", ids: list[int]) -> dict[str, float]:
-    """The same of a classifier, which only reads: `first_token_seconds` is until the class of one text is known."""
+    """Return the speeds of a classifier, which only reads: `first_token_seconds` is until the class of one text is
+    known."""
     metrics = {}
     for rows, name in ((8, "tokens_per_second_batch_8"), (1, "tokens_per_second")):
         batch = torch.tensor([ids] * rows, device=model.device)
@@ -112,7 +114,7 @@ def _write(
 
 
 def _median(work: Callable[[], Any]) -> float:
-    """Seconds."""
+    """Return the median in seconds."""
     work()
     seconds = []
     for _ in range(REPETITIONS):

@@ -27,7 +27,7 @@ BOOTSTRAPS = 1000  # for the standard errors of what is no mean; the harness wou
 
 
 def problems(benchmarks: list[str]) -> Iterator[tuple[str, str]]:
-    """What is wrong with the names of tasks, as problems of the recipe's keys."""
+    """Yield what is wrong with the names of tasks, as problems of the recipe's keys."""
     if importlib.util.find_spec("lm_eval") is None:
         yield "benchmarks", f"are run by lm-evaluation-harness, which is not installed; {INSTALL}"
         return
@@ -94,8 +94,9 @@ def run(
 
 
 def scores(report: Json, other: Json | None = None) -> dict[str, float]:
-    """Each score with `_low` and `_high`, the normal 95 % interval of the harness's standard error, where it has one;
-    against another model's, where both are means of the same rows, also `_difference`, its interval and `_p`."""
+    """Return each score with `_low` and `_high`, the normal 95 % interval of the harness's standard error, where it
+    has one; against another model's, where both are means of the same rows, also `_difference`, its interval and
+    `_p`."""
     results: dict[str, float] = {}
     for name, score in report.get("scores", {}).items():
         results[name] = score["value"]
@@ -130,7 +131,8 @@ def _manager(benchmarks: list[str]) -> "TaskManager":
 
 
 def _loaded(names: list[str], manager: "TaskManager") -> Any:
-    """The tasks, seeded as `lm_eval.simple_evaluate` does it, which asks git and half the system about itself too."""
+    """Return the tasks, seeded as `lm_eval.simple_evaluate` does it, which asks git and half the system about itself
+    too."""
     from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 
     random.seed(DEFAULT_RANDOM_SEED)

@@ -32,7 +32,7 @@ class Pieces(NamedTuple):
     sizes: np.ndarray
 
     def sums(self, model: "PreTrainedModel", batch_size: int, tokenizer: "PreTrainedTokenizerBase") -> np.ndarray:
-        """Of each row nats, tokens and bytes: (rows, 3), float64. Call it on every process."""
+        """Return the nats, tokens and bytes of each row: (rows, 3), float64. Call it on every process."""
         padding = tokenizer.pad_token_id
         if model.config.is_encoder_decoder:
             piece_sums = pair_sums(model, self.examples, batch_size, padding, tokenizer.bos_token_id)
@@ -66,7 +66,7 @@ class Inputs(NamedTuple):
 
 
 def inputs_of(scoring: Scoring, rows: list[Row], path: str) -> Inputs:
-    """The rows for the model at `path`.
+    """Return the rows for the model at `path`.
 
     Raises:
         HfkitError: if the window has no room for any of them.

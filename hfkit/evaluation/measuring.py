@@ -44,7 +44,7 @@ class Measured(NamedTuple):
 
 
 def measure(scoring: Scoring, rows: list[Row], path: str, prompts: list[str] | None = None) -> Measured:
-    """The model at `path`, measured in a process that begins and ends with it, so that its memory is its own.
+    """Measure the model at `path` in a process that begins and ends with it, so that its memory is its own.
 
     Args:
         prompts: texts to go on with, for samples. By default the prompts of the first rows, or of whole texts the
@@ -60,7 +60,7 @@ def measure(scoring: Scoring, rows: list[Row], path: str, prompts: list[str] | N
 
 
 def costs_of(scoring: Scoring, path: str, data: str) -> dict[str, float | None]:
-    """`limits.COSTS` of the model at `path`, that does a task on prepared data."""
+    """Return `limits.COSTS` of the model at `path`, that does a task on prepared data."""
     return measure(scoring, list(islice(corpus.rows(data, "test"), SAMPLES)), path).costs
 
 
@@ -73,7 +73,7 @@ def judge(
     result: Path,
     base_place: str,
 ) -> list[Json]:
-    """The limits of a training beside what was measured; where they are on costs, these are measured now.
+    """Return the limits of a training beside what was measured; where they are on costs, these are measured now.
 
     Args:
         base: what was measured of the model that `x base` means, which is at `base_place`.
@@ -112,7 +112,7 @@ def _measure(scoring: Scoring, rows: list[Row], path: str, prompts: list[str] | 
 
 
 def _beginnings(task: Task, rows: list[Row], inputs: Inputs, prompts: list[str] | None) -> list[list[int]]:
-    """What is gone on with, as token ids that leave room for it."""
+    """Return what the model continues, as token ids that leave room for it."""
     room = inputs.window - min(SAMPLE_TOKENS, inputs.window // 2)
     if prompts is None:
         return [task.beginning(row, inputs.tokenizer, room) for row in rows[:SAMPLES]]

@@ -27,7 +27,7 @@ class Outcome(NamedTuple):
 
 
 def outcome_of(scoring: Scoring, model: "PreTrainedModel", inputs: Inputs) -> Outcome:
-    """What a model makes of the rows. Call it on every process."""
+    """Return what a model makes of the rows. Call it on every process."""
     tokenizer, batch_size = inputs.tokenizer, scoring.batch_size
     texts, sums = list[Any](), np.zeros((0, 3))
     if scoring.task.has_classes:
@@ -41,7 +41,7 @@ def outcome_of(scoring: Scoring, model: "PreTrainedModel", inputs: Inputs) -> Ou
 
 
 def statistics_of(scoring: Scoring, rows: list[Row], outcomes: list[Outcome]) -> list[dict[str, Statistics]]:
-    """Of each model the statistics of each metric, on the same rows."""
+    """Return the statistics of each metric of each model, on the same rows."""
     results: list[dict[str, Statistics]] = [{} for _ in outcomes]
     if outcomes[0].texts:
         references = list(map(scoring.task.references, rows))
@@ -57,7 +57,7 @@ def statistics_of(scoring: Scoring, rows: list[Row], outcomes: list[Outcome]) ->
 
 
 def same_tokens(outcomes: list[Outcome]) -> bool:
-    """Whether the models have one vocabulary, so that what is taken per token compares."""
+    """Return whether the models have one vocabulary, so that what is taken per token compares."""
     return all(
         other.inputs.tokenizer.get_vocab() == outcomes[0].inputs.tokenizer.get_vocab() for other in outcomes[1:]
     )
