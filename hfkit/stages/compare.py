@@ -34,7 +34,7 @@ class Recipe(ScoredRecipe):
 
 
 def check(recipe: Recipe, inputs: ResolvedInputs) -> Iterator[tuple[str, str]]:
-    """What can be known before a model is loaded."""
+    """Check what can be known before a model is loaded."""
     from hfkit.evaluation import checks
 
     scoring, models = recipe.scoring(), _models(inputs)
@@ -84,7 +84,7 @@ def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> Metrics:
 
 
 def _key_of_perplexity(recipe: Recipe) -> str | None:
-    """The key that asks for a comparison by it, which models of different tokens cannot have."""
+    """Return the key that asks for a comparison by perplexity, which models of different tokens cannot have."""
     if recipe.metrics is not None and "perplexity" in recipe.metrics:
         return f"metrics.{recipe.metrics.index('perplexity')}"
     return "accept.perplexity" if "perplexity" in recipe.accept else None
@@ -95,7 +95,7 @@ def _models(inputs: ResolvedInputs) -> ResolvedInputs:
 
 
 def names(inputs: ResolvedInputs) -> dict[str, str]:
-    """The models by names that tell them apart: the last part of the place, where that is enough."""
+    """Return the models by names that tell them apart: the last part of the path, where that is enough."""
     paths = [model.path for model in _models(inputs).values()]
     return dict(zip(distinct(paths), paths, strict=True))
 
@@ -106,6 +106,6 @@ def distinct(paths: list[str]) -> list[str]:
 
 
 def _flat(result: Json) -> Json:
-    """The numbers of each model under its name."""
+    """Return the numbers of each model under its name."""
     left_out = ("name", "samples")
     return {row["name"]: {key: row[key] for key in row if key not in left_out} for row in result["models"]}

@@ -88,7 +88,7 @@ class Recipe(TaskRecipe):
 
 
 def check(recipe: Recipe, inputs: ResolvedInputs) -> Iterator[tuple[str, str]]:
-    """What can be known before a model is loaded or a row is tokenized."""
+    """Check what can be known before a model is loaded or a row is tokenized."""
     from hfkit.distillation import checks
 
     scores = scores_of_training(recipe.as_task().measured_by)
@@ -168,7 +168,7 @@ def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> Metrics:
 def _alone(
     settings: Distillation, model: "PreTrainedModel", data: "TrainingData", task_metrics: "TaskMetrics", output: Path
 ) -> dict[str, float]:
-    """The scores of the student trained without its teacher, in a folder of its own, resumed as any run."""
+    """Return the scores of the student trained without its teacher, in a folder of its own, resumed as any run."""
     from hfkit.artifacts import manifest
     from hfkit.distillation import report
     from hfkit.distillation.trainer import settled_trainer

@@ -44,14 +44,14 @@ class Recipe(ScoredRecipe):
     )
 
     def external_inputs(self) -> Json:
-        """The content of folders with tasks."""
+        """Return the content of folders with tasks."""
         paths = [Path(name).expanduser() for name in self.benchmarks or []]
         folders = [path for path in paths if path.is_dir()]
         return {str(folder): manifest.digest_of(manifest.describe_files(folder)) for folder in folders}
 
 
 def check(recipe: Recipe, inputs: ResolvedInputs) -> Iterator[tuple[str, str]]:
-    """What can be known before a model is loaded."""
+    """Check what can be known before a model is loaded."""
     from hfkit.evaluation import checks, harness
 
     if recipe.data is None and recipe.benchmarks is None:
@@ -107,7 +107,7 @@ def _scores(
     benchmarks: dict[str, Json],
     output: Path,
 ) -> Metrics:
-    """Scores, intervals and tests. They go to the screen, and the answers with theirs to a file."""
+    """Compute scores, intervals and tests. They go to the screen, and the answers with theirs to a file."""
     from hfkit.evaluation import harness, outcomes
     from hfkit.metrics.scoring import per_class, row_scores, scores, write_predictions
     from hfkit.reports import evaluation

@@ -78,7 +78,7 @@ class Recipe(TaskRecipe):
 
 
 def check(recipe: Recipe, inputs: ResolvedInputs) -> Iterator[tuple[str, str]]:
-    """What can be known before a weight is loaded or a row is tokenized."""
+    """Check what can be known before a weight is loaded or a row is tokenized."""
     from hfkit.model.adapters import refuse_adapter
 
     task, data, base = recipe.as_task(), inputs["data"], inputs["model"]
@@ -174,7 +174,7 @@ def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> Metrics:
 
 
 def _base_scores(recipe: Recipe, trainer: Any, test_rows: Any, task_metrics: Any) -> dict[str, float]:
-    """What the model is worth before the training, where a limit is a factor of that."""
+    """Return what the model is worth before the training, where a limit is a factor of that."""
     from hfkit.training.progress import own_random_numbers
 
     factors = {name for name, text in recipe.accept.items() if limits.limit_of(text).is_factor}
@@ -186,7 +186,7 @@ def _base_scores(recipe: Recipe, trainer: Any, test_rows: Any, task_metrics: Any
 
 
 def _load(recipe: Recipe, path: str, examples: Any, tokenizer: "PreTrainedTokenizerBase") -> Any:
-    """The model to train: in float32, with an adapter or a head of classes where the recipe asks for one."""
+    """Return the model to train: in float32, with an adapter or a head of classes where the recipe asks for one."""
     import torch
 
     from hfkit.model import adapters
@@ -220,7 +220,7 @@ def _trainer(
     task_metrics: Any,
     output: Path,
 ) -> tuple[Any, Any]:
-    """The trainer of the task, and the rows of the test split."""
+    """Return the trainer of the task, and the rows of the test split."""
     from transformers import default_data_collator
 
     from hfkit.data.rows.examples import PackedExamples, pad

@@ -66,7 +66,7 @@ class Recipe(StageRecipe):
     push: Push | None = None
 
     def external_inputs(self) -> Json:
-        """The content behind the sources, as far as it lies on this machine."""
+        """Return the content behind the sources, as far as it lies on this machine."""
         files = [path for source in self.sources if source.files for path in reading.files_of(source)]
         digests: dict[str, Any] = {str(path): sha256_of(path) for path in files}
         if any(source.builtin for source in self.sources):
@@ -163,7 +163,7 @@ def cleaning_of(recipe: Recipe) -> Cleaning:
 
 
 def _clean_slices(recipe: Recipe) -> Generator[CleanSlice, None, None]:
-    """The rows of all sources, clean, in the same order on one process as on several."""
+    """Yield the rows of all sources, clean, in the same order on one process as on several."""
     cleaning, size = cleaning_of(recipe), 0
     slices = _slices(recipe, cleaning.columns)
     for piece in slices:

@@ -56,7 +56,7 @@ class Recipe(StageRecipe):
 
 
 def check(recipe: Recipe, inputs: ResolvedInputs) -> Iterator[tuple[str, str]]:
-    """What can be known before a weight is allocated or a row is tokenized."""
+    """Check what can be known before a weight is allocated or a row is tokenized."""
     yield from limits.check_best(recipe.train, scores_of_training(("likelihood",)))
     length, positions = recipe.sequence_length, recipe.model.get("max_position_embeddings")
     if positions is not None and length > positions:
@@ -83,7 +83,7 @@ def check(recipe: Recipe, inputs: ResolvedInputs) -> Iterator[tuple[str, str]]:
 
 
 def count_parameters(recipe: Recipe, tokenizer: ResolvedInput) -> int:
-    """The parameters of the model that the recipe describes, from the shapes alone."""
+    """Return the number of parameters of the model that the recipe describes, from the shapes alone."""
     import torch
 
     from hfkit.model import HfkitConfig, HfkitForCausalLM

@@ -53,7 +53,7 @@ class Recipe(ScoredRecipe):
 
 
 def check(recipe: Recipe, inputs: ResolvedInputs) -> Iterator[tuple[str, str]]:
-    """What can be known before a weight is loaded."""
+    """Check what can be known before a weight is loaded."""
     from hfkit.compression import quantization
     from hfkit.evaluation import checks
 

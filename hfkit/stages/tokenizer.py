@@ -72,7 +72,7 @@ def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> Metrics:
 
 
 def wrapped(backend: "Tokenizer") -> "PreTrainedTokenizerFast":
-    """A tokenizer as transformers loads it."""
+    """Return a tokenizer as transformers loads it."""
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast(
@@ -89,7 +89,7 @@ def wrapped(backend: "Tokenizer") -> "PreTrainedTokenizerFast":
 
 
 def train(recipe: Recipe, texts: Iterator[str], is_shown: bool = True) -> "Tokenizer":
-    """A tokenizer of the recipe's kind, trained on `texts`."""
+    """Train a tokenizer of the recipe's kind on `texts`."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     common: dict[str, Any] = {
@@ -141,7 +141,7 @@ def train(recipe: Recipe, texts: Iterator[str], is_shown: bool = True) -> "Token
 
 
 def report(tokenizer: "Tokenizer", texts: Iterator[str]) -> dict[str, float]:
-    """Bytes a token, the share of documents that decode to themselves, and the share of unknown tokens."""
+    """Return the bytes a token, the share of documents that decode to themselves, and the share of unknown tokens."""
     documents = tokens = size = exact = unknown = 0
     for text in limited(texts, REPORT_BYTES):
         ids = tokenizer.encode(text, add_special_tokens=False).ids
@@ -156,7 +156,7 @@ def report(tokenizer: "Tokenizer", texts: Iterator[str]) -> dict[str, float]:
 
 
 def limited(texts: Iterator[str], limit: int) -> Iterator[str]:
-    """The texts up to and with the one that passes `limit` bytes of UTF-8."""
+    """Yield the texts up to and with the one that passes `limit` bytes of UTF-8."""
     total = 0
     for text in texts:
         yield text
