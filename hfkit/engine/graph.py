@@ -67,7 +67,7 @@ def load_stage(name: str) -> ModuleType:
 
 
 def resolve(recipe: Path | yaml_source.Source, overrides: Sequence[str] = ()) -> Node:
-    """The graph that ends in a recipe, with every recipe of it read and checked.
+    """Return the graph that ends in a recipe, with every recipe of it read and checked.
 
     Args:
         recipe: the path of a file, or a recipe that was read already.
@@ -134,7 +134,7 @@ def _resolve_inputs(
     above: list[Path],
     problems: list[str],
 ) -> dict[str, Node | str]:
-    """Each input that the recipe names: the recipe behind it where it is one, else the folder or id as written."""
+    """Return each input that the recipe names: the recipe behind it where there is one, else the folder or id."""
     inputs: dict[str, Node | str] = {}
     for name, marker in marked(recipe_class, Input).items():
         setting = source.values.get(name)
@@ -189,7 +189,7 @@ def _resolve_input(
 def _implicit(
     source: yaml_source.Source, key: str, files: str, nodes: dict[Path, Node | None], problems: list[str]
 ) -> Node | None:
-    """The preparation of data files that stand where a data set is asked for, with its defaults.
+    """Return the preparation of data files that stand where a data set is asked for, with its defaults.
 
     What the recipe does not say of their columns is taken from their names, and set in it.
     """
@@ -222,8 +222,9 @@ def _implicit(
 
 
 def _is_made(node: Node) -> bool:
-    """Whether its folder was made from the same, and so checked then: to know that it is up to date, no library has to
-    be loaded. What it is made from is noted, unless something is wrong with that, which a check tells."""
+    """Return whether the folder of a node was made from the same, and so checked then: to know that it is up to date,
+    no library has to be loaded. What it is made from is noted, unless something is wrong with that, which a check
+    tells."""
     if not node.made_from:
         with contextlib.suppress(HfkitError):
             node.made_from = _made_from(node)
@@ -232,7 +233,7 @@ def _is_made(node: Node) -> bool:
 
 
 def _checked(node: Node) -> Node:
-    """The node, checked, with what it is made from."""
+    """Check the node, and return it with what it is made from."""
     if not _is_made(node):
         _check(node)
         node.made_from = node.made_from or _made_from(node)
@@ -240,7 +241,7 @@ def _checked(node: Node) -> Node:
 
 
 def _check(node: Node) -> None:
-    """What the stage itself checks: one setting against another, and against what the inputs are known to be."""
+    """Check what the stage itself checks: one setting against another, and against what the inputs are known to be."""
     messages = node.stage.check(node.recipe, node.resolved())
     problems = [node.source.problem(tuple(map(_part, key.split("."))), text) for key, text in messages]
     if problems:
@@ -252,7 +253,7 @@ def _part(text: str) -> str | int:
 
 
 def _made_from(node: Node) -> Json:
-    """What the result depends on: compared with what a folder on disk was made from."""
+    """Return what the result depends on: compared with what a folder on disk was made from."""
     inputs = {key.split(".")[0] for key in node.inputs}
     settings = node.recipe.model_dump(mode="json", exclude_defaults=True, exclude={"output_dir", "push", *inputs})
     fingerprints = {}
@@ -267,7 +268,7 @@ def _made_from(node: Node) -> Json:
 
 
 def in_order(node: Node) -> Iterator[Node]:
-    """The recipes of the graph, each once, inputs first."""
+    """Return the recipes of the graph, each once, inputs first."""
     nodes: list[Node] = []
 
     def visit(current: Node) -> None:

@@ -53,7 +53,7 @@ def new(folder: Path, template: str) -> list[Path]:
 
 
 def _shipped() -> Path:
-    """The recipes that came with hfkit: beside its sources, or where a wheel puts them."""
+    """Return the recipes that came with hfkit: beside its sources, or where a wheel puts them."""
     candidates = (
         Path(__file__).parents[2] / "recipes",
         Path(sysconfig.get_path("data")) / "share" / "hfkit" / "recipes",
@@ -65,7 +65,7 @@ def _shipped() -> Path:
 
 
 def _needed(shipped: Path, name: str) -> list[str]:
-    """A recipe and all that it names."""
+    """Return a recipe and all that it names."""
     names = [name]
     for recipe in names:
         text = (shipped / f"{recipe}.yaml").read_text(encoding="utf-8")

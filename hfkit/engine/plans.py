@@ -23,7 +23,7 @@ def keep(node: Any, planned: Json) -> None:
 
 
 def kept(node: Any) -> Json | None:
-    """What the last `hfkit plan` for this machine said of this very recipe: `seconds`, `peak_memory_bytes`,
+    """Return what the last `hfkit plan` for this machine said of this very recipe: `seconds`, `peak_memory_bytes`,
     `energy_kwh`, `co2_kg`, `dollars`, `disk_bytes`, `tokens`, `steps`. None where there was none."""
     try:
         planned = json.loads(_path(node).read_text(encoding="utf-8"))

@@ -16,7 +16,7 @@ ORDER = ("prepare", "tokenizer", "pretrain", "finetune", "distill", "prune", "qu
 
 
 def page(schemas: Path) -> str:
-    """The page of all stages, in the order in which they are usually run.
+    """Return the page of all stages, in the order in which they are usually run.
 
     Args:
         schemas: folder with `<stage>.json`.
@@ -46,7 +46,7 @@ def _keys(properties: Json, required: set[str]) -> str:
 
 
 def _kind(value: Json) -> str:
-    """What a value must be, in words."""
+    """Return what a value must be, in words."""
     if "anyOf" in value:
         return " or ".join(dict.fromkeys(_kind(option) for option in value["anyOf"] if option.get("type") != "null"))
     if "$ref" in value:

@@ -68,7 +68,7 @@ def run(recipe: str | Path | Source, overrides: Sequence[str] = (), **ways: bool
 
 
 def _refuse_push(target: graph.Node, todo: dict[str, states.State]) -> None:
-    """A run of hours should not end with what could be known before it: that there is no token to push with."""
+    """Raise an error before a run of hours where there is no token to push with."""
     if any(getattr(node.recipe, "push", None) for node in graph.in_order(target) if str(node.output_dir) in todo):
         from hfkit.hub import push
 
@@ -134,7 +134,7 @@ def _finish(node: graph.Node, folder: Path, metrics: Metrics, costs: Json) -> li
     """Write the numbers and the card, then `hfkit.json`, which makes the folder finished.
 
     Args:
-        spent: `seconds` and `usage`, which stand beside what was planned.
+        costs: `seconds` and `usage`, which stand beside what was planned.
 
     Returns:
         The limits that the result misses, if it does, as a table. Then the folder stays unfinished.
@@ -167,7 +167,7 @@ def _tidy(folder: Path) -> None:
 
 
 def _content(node: graph.Node) -> Manifest:
-    """What a manifest says of how the folder is made."""
+    """Return what a manifest says of how the folder is made."""
     of_folders = node.made_from["inputs"]  # where hfkit did not make them, it is the digest of their files
     inputs = {key: lineage.record(resolved.path, of_folders.get(key)) for key, resolved in node.resolved().items()}
     return {

@@ -12,7 +12,8 @@ from hfkit.recipe.validation import section_model
 
 
 def of_stage(name: str) -> Json:
-    """The schema of a stage's recipe. The sections are those of the installed libraries, whose versions it names."""
+    """Return the schema of a stage's recipe. The sections are those of the installed libraries, whose versions it
+    names."""
     recipe_class = graph.load_stage(name).Recipe
     schema: dict[str, Any] = recipe_class.model_json_schema()
     schema["title"] = f"hfkit recipe: {name}"

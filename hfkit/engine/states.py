@@ -18,7 +18,7 @@ State = Literal["absent", "unfinished", "rejected", "finished", "changed", "forc
 
 
 def state_of(node: Node) -> tuple[State, list[str]]:
-    """The state of a node's folder, and for a changed one the differences.
+    """Return the state of a node's folder, and for a changed one the differences.
 
     Raises:
         HfkitError: if the folder holds something that hfkit did not make, or is damaged.
@@ -53,7 +53,7 @@ def state_of(node: Node) -> tuple[State, list[str]]:
 
 
 def _differences(old: Json, new: Json) -> list[str]:
-    """`train.max_steps: 600 -> 700` for each value that differs."""
+    """Return `train.max_steps: 600 -> 700` for each value that differs."""
     before, after = _flat(old), _flat(new)
     lines = []
     for key in sorted(before.keys() | after.keys()):
@@ -67,7 +67,8 @@ def _differences(old: Json, new: Json) -> list[str]:
 
 
 def _changed_defaults(record: Manifest, node: Node, reported: set[str]) -> list[str]:
-    """Keys that neither recipe sets, and whose default is another now. A new key changes nothing by its default."""
+    """Return the keys that neither recipe sets, and whose default is another now. A new key changes nothing by its
+    default."""
     skipped = {"output_dir", *(key.split(".")[0] for key in node.inputs)}
     now = _flat(json.loads(node.recipe.model_dump_json(exclude={"push", *skipped})))
     before = _flat({key: value for key, value in record.get("recipe", {}).items() if key not in skipped})
@@ -85,7 +86,7 @@ def _flat(value: object, prefix: str = "") -> Json:
 
 
 def what_runs(node: Node, rebuild: bool = False, fresh: bool = False, force: bool = False) -> dict[str, State]:
-    """The folders that must be made, in order, each with its state now.
+    """Return the folders that must be made, in order, each with its state now.
 
     Args:
         rebuild: make old results anew. What is `finished` or `changed` here is to be set aside.
@@ -135,9 +136,10 @@ def what_runs(node: Node, rebuild: bool = False, fresh: bool = False, force: boo
 
 
 def rejection(node: Node, violations: list[str]) -> Rejected:
-    """
+    """Return the error of a model that its limits reject.
+
     Args:
-        missed: the limits beside the values, as a table.
+        violations: the limits beside the values, as a table.
     """
     folder = node.output_dir
     lines = [
