@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _do(options: argparse.Namespace, overrides: list[str]) -> None:
-    """The command itself. What it needs is imported here: `hfkit --help` answers at once."""
+    """Run the command itself. What it needs is imported here: `hfkit --help` answers at once."""
     if options.command == "run":
         from hfkit.engine import runner
 

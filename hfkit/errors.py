@@ -26,7 +26,8 @@ class Rejected(HfkitError):
 
 
 def refuse(problems: Iterable[tuple[str, str]]) -> None:
-    """
+    """Raise an error with every problem, if there is any.
+
     Args:
         problems: keys of a recipe, each with what is wrong about it.
 
@@ -38,13 +39,13 @@ def refuse(problems: Iterable[tuple[str, str]]) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """What a library's error says in one line, which may be its cause that says it."""
+    """Return what a library's error says in one line, which may be its cause that says it."""
     cause = error.__cause__ or error
     return (str(cause).strip() or type(cause).__name__).splitlines()[0]
 
 
 def way_to(name: str) -> str:
-    """How to get what is not at a place: a folder that lacks it, or an id on the Hub that did not answer."""
+    """Return how to get what is not at a place: a folder that lacks it, or an id on the Hub that did not answer."""
     if Path(name).exists() or name.startswith((".", "/", "~")):
         return "name a folder that has it"
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
@@ -56,13 +57,13 @@ def way_to(name: str) -> str:
 
 
 def shown(value: object) -> str:
-    """A value as it was written, cut where it is long."""
+    """Return a value as it was written, cut where it is long."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
-    """`did you mean "hidden_size"?` where a known name is near, else the list of the known names."""
+    """Return `did you mean "hidden_size"?` where a known name is near, else the list of the known names."""
     candidates = sorted(candidates)
     if not candidates:
         return "known: none"
