@@ -282,7 +282,7 @@ def test_no_row_is_computed_after_it_ended_and_no_slot_waits(tokenizer: Any, pro
     assert sum(steps) == sum(len(row) - 1 for row in tokens)
     last_read = max(place for place, (_, width) in enumerate(passes) if width > 1)
     while_prompts_wait = [rows for rows, width in passes[:last_read] if width == 1]
-    assert steps[0] == 9 and sum(while_prompts_wait) >= 6 * len(while_prompts_wait)
+    assert 6 < steps[0] <= 9 and sum(while_prompts_wait) >= 6 * len(while_prompts_wait)
 
 
 # ---- processes
