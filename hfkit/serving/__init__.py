@@ -1,0 +1,1 @@
+"""A model behind an API: requests, answers, a page, a log."""
