@@ -5,8 +5,10 @@ import os
 import re
 from pathlib import Path
 
+from hfkit.privacy.personal_data import KINDS
+
 _NAMES = re.compile(r"(^|_)(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)", re.IGNORECASE)
-_TOKENS = re.compile(r"\b(hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|AKIA[0-9A-Z]{16})\b")
+_TOKENS = KINDS["secret"][1]
 _ABSOLUTE_PATH = re.compile(r"(?<![\w:/.~-])/[^\s\"'`<>|()]*")
 LEAST_CHARACTERS = 12  # of a secret; shorter values of such variables are switches and names
 
