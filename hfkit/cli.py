@@ -66,6 +66,21 @@ def _do(options: argparse.Namespace, overrides: list[str]) -> None:
         from hfkit.hub.push import push
 
         print(push(options.folder, options.repo, options.private, options.revision))
+    elif options.command == "serve":
+        from hfkit.engine import runner
+        from hfkit.recipe.yaml_source import Source
+
+        names = ("host", "port", "open", "tokens", "slots", "threads", "output_dir")
+        keys = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+        runner.run(Source(Path("serve"), {"stage": "serve", "model": options.model, **keys}))
+    elif options.command == "chat":
+        from hfkit.serving.terminal import chat
+
+        chat(options.model, options.temperature, options.max_tokens, options.seed)
+    elif options.command == "log":
+        from hfkit.serving.export import export
+
+        export(options.folder, options.since, sys.stdout)
     elif options.command == "lineage":
         from hfkit.artifacts import lineage
 
@@ -119,6 +134,27 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("repo", help="the repository, organization/name; it is made if it is not there")
     command.add_argument("--private", action="store_true", help="make a new repository that others cannot see")
     command.add_argument("--revision", help="a branch, by default the main one")
+    text = "serve a model: an OpenAI-compatible API, a page, a log"
+    command = commands.add_parser("serve", help=text, description=text)
+    command.add_argument("model", help="a folder such as runs/finetune, an id on the Hub, or the recipe that makes it")
+    command.add_argument("--host", help="by default 127.0.0.1; another address needs HFKIT_TOKENS, or --open")
+    command.add_argument("--port", type=int, help="by default 8000; 0 takes one that is free")
+    command.add_argument("--open", action="store_true", default=None, help="let everybody ask, without a token")
+    command.add_argument("--tokens", help="a file with lines name:token, by default the environment's HFKIT_TOKENS")
+    command.add_argument("--slots", type=int, help="answers that are written at the same time, by default 32")
+    command.add_argument("--threads", type=int, help="of the CPU, by default the cores of the container")
+    command.add_argument("--output-dir", help="folder of the log, by default runs/serve")
+    text = "talk to a model in the terminal"
+    command = commands.add_parser("chat", help=text, description=text)
+    command.add_argument("model", help="a folder such as runs/finetune, or an id on the Hub")
+    command.add_argument("--temperature", type=float, default=0.7, help="0 takes the likeliest token")
+    command.add_argument("--max-tokens", type=int, default=256, help="of an answer")
+    command.add_argument("--seed", type=int, help="the same seed gives the same answers")
+    text = "export the log of a server as JSON lines"
+    command = commands.add_parser("log", help=text, description=text)
+    command.add_argument("folder", type=Path, help="such as runs/serve")
+    command.add_argument("--since", default="", help="such as 90m, 12h or 7d; by default all")
+    command.add_argument("--format", choices=["jsonl"], default="jsonl", help="one record a line")
     text = "show what a folder was made of, and which of that has changed since"
     command = commands.add_parser("lineage", help=text, description=text)
     command.add_argument("folder", type=Path, help="such as runs/pretrain")

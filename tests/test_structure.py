@@ -28,6 +28,7 @@ LAYERS = [
     "evaluation",
     "reports",
     "hub",
+    "serving",
     "stages",
     "engine",
     "planning",

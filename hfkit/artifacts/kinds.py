@@ -58,5 +58,6 @@ KINDS = {
                 "The numbers hold for these rows, this machine and these versions; the intervals for other such rows.",
             ),
         ),
+        Kind("log", None, limits=("What people asked is theirs: keep it no longer than it is needed.",)),
     )
 }

@@ -138,9 +138,10 @@ def _resolve_inputs(
     inputs: dict[str, Node | str] = {}
     for name, marker in marked(recipe_class, Input).items():
         setting = source.values.get(name)
-        # A list of inputs has the keys `models.0`, `models.1` ...
-        several = {f"{name}.{index}": item for index, item in enumerate(setting)} if isinstance(setting, list) else {}
-        for key, value in (several or {name: setting}).items():
+        # A list of inputs has the keys `models.0`, `models.1` ..., a mapping those of its names.
+        several = dict(enumerate(setting)) if isinstance(setting, list) else setting
+        named = {f"{name}.{key}": item for key, item in several.items()} if isinstance(several, dict) else {}
+        for key, value in (named or {name: setting}).items():
             if isinstance(value, str):
                 value = str(Path(value).expanduser()) if value.startswith("~") else value
                 if marker.kind == "data set" and is_data_file(value) and manifest.read_json(Path(value)) is None:

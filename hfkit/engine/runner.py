@@ -33,6 +33,18 @@ def run(recipe: str | Path | Source, overrides: Sequence[str] = (), **ways: bool
         HfkitError: for a mistake in a recipe or an input, before anything is changed.
     """
     target = graph.resolve(recipe if isinstance(recipe, Source) else Path(recipe), overrides)
+    if target.recipe.ENDS:
+        _run(target, **ways)
+        return
+    for node in target.inputs.values():
+        if isinstance(node, graph.Node):
+            _run(node, **ways)
+    say(f"\n== {target.recipe.stage}: {target.source.path} -> {target.output_dir}")
+    target.stage.run(target.recipe, target.resolved(), target.output_dir)
+
+
+def _run(target: graph.Node, **ways: bool) -> None:
+    """Run the recipes of a graph that are not up to date."""
     todo = on_main("plan", lambda: states.what_runs(target, **ways))
     on_main("token", lambda: _refuse_push(target, todo))
     if not todo:

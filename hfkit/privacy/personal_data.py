@@ -145,7 +145,7 @@ def find(text: str, kinds: Iterable[str] = tuple(KINDS)) -> list[Match]:
     Args:
         kinds: names of `KINDS`.
     """
-    matches = []
+    matches: list[Match] = []
     wanted = set(kinds)
     for kind, (sign, pattern, check) in KINDS.items():
         place = 0 if kind in wanted and sign in text else len(text)

@@ -30,11 +30,13 @@ class StageRecipe(RecipePart):
         MAKES: the kind of its result: data set, tokenizer, model or evaluation.
         DISTRIBUTED: whether all processes of a launcher work on it, or one alone.
         SUMMARY: what the result is, in a sentence, for its card.
+        ENDS: whether it makes a folder and is done. One that does not runs until it is stopped.
     """
 
     MAKES: ClassVar[str]
     DISTRIBUTED: ClassVar[bool]
     SUMMARY: ClassVar[str]
+    ENDS: ClassVar[bool] = True
 
     stage: str
     output_dir: str | None = pydantic.Field(
