@@ -24,6 +24,7 @@ from hfkit.serving.types import (
     EmbeddingRequest,
     FeedbackRequest,
 )
+from hfkit.serving.writing import write
 from hfkit.version import __version__
 
 PAGE = Path(__file__).with_name("page.html")
@@ -40,10 +41,10 @@ def create_app(server: Server) -> Any:
                           summary=(body.__doc__ or "").strip().splitlines()[0])  # fmt: skip
 
     async def chat(request: Request) -> Response:
-        return await server.write(request, ChatRequest, "/v1/chat/completions")
+        return await write(server, request, ChatRequest, "/v1/chat/completions")
 
     async def completions(request: Request) -> Response:
-        return await server.write(request, CompletionRequest, "/v1/completions")
+        return await write(server, request, CompletionRequest, "/v1/completions")
 
     route("/v1/chat/completions", chat, ChatRequest)
     route("/v1/completions", completions, CompletionRequest)
