@@ -16,9 +16,8 @@ from hfkit.serving.models import Served
 from hfkit.serving.types import Body, ChatRequest, CompletionRequest, Sampled
 
 Parsed = TypeVar("Parsed", bound=Body)
-_BRANCH = re.compile(
-    r"[\[\]()]|^(str|int|float|bool|list|dict|Part)$"
-)  # of a union, in the places that pydantic names
+# Of a union, what pydantic puts into the place of an error: no parameter is called so.
+_BRANCH = re.compile(r"\W|^(str|int|float|bool|list|dict|Part)$")
 COMPLETION_TOKENS = 16  # of a completion that does not say; so it is with OpenAI
 
 
