@@ -259,6 +259,8 @@ def test_a_reload_keeps_the_conversation_and_new_clears_it(tab: Tab, slowly: Eng
     tab.ask("the second", waits=False)
     expect(tab.answers.nth(1).locator(".turn")).not_to_be_empty()
     texts = [tab.text(0), tab.text(1)]
+    kept = json.loads(tab.page.evaluate("sessionStorage.getItem('hfkit.turns')"))
+    assert (kept[-2]["text"], kept[-1]["note"]) == ("the second", "writing")  # however the tab ends
     tab.page.reload()
     tab.is_idle()
     assert tab.page.locator("li.user .turn").all_text_contents() == ["the first", "the second"]
