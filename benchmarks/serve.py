@@ -9,7 +9,8 @@ lock, as one writes it in ten lines. `loop` is hfkit's batch without a server, w
 what the server loses to it is its overhead. Greedy, so that all write the same. The time to the first token is that
 of streams, where the engine streams; of the plain server it is that of the answer.
 
-Then, with 8 streams, a prompt of 3/4 of the window arrives: the longest gap between two tokens of the streams, in steps.
+Then, with 8 streams, a prompt of 3/4 of the window arrives: the longest gap between two tokens of the streams, in
+steps.
 """
 
 import argparse

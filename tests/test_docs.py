@@ -1,11 +1,14 @@
 """The guides in docs/: their recipes are checked, and their commands run, on small data and for a few steps."""
 
 import csv
+import io
 import json
 import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +82,18 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def serve(arguments: list[str]) -> None:
+    """Start the server of a guide, run the line that it prints, and stop it."""
+    command = [sys.executable, "-m", "hfkit", *arguments, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        line = next(line for line in process.stdout if line.strip().startswith("try "))
+        answer = subprocess.run(shlex.split(line)[1:], capture_output=True, text=True, timeout=60)
+        process.terminate()
+        assert json.loads(answer.stdout)["usage"]["total_tokens"] > 0
+    assert process.returncode == 0
+
+
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)
 def test_the_commands_of_a_guide_run(
     guide: Path,
@@ -100,8 +115,12 @@ def test_the_commands_of_a_guide_run(
         if program == "accelerate":  # on hardware that is not here
             assert Path(arguments[2]).is_file() and graph.resolve(Path(arguments[3]))
             continue
-        if arguments[0] in ("push", "lineage") and not Path(arguments[1]).is_dir():
+        if arguments[0] in ("push", "lineage", "serve", "chat") and not Path(arguments[1]).is_dir():
             assert cli.main(["run", f"recipes/{Path(arguments[1]).name}.yaml"]) == 0
+        if arguments[0] == "serve":
+            serve(arguments)
+            continue
+        monkeypatch.setattr(sys, "stdin", io.StringIO("a text\n"))
         few = [each for each in arguments if not each.startswith("train.max_steps")]
         if guide.name == "README.md" and arguments[0] == "run":
             few.append(f"output_dir=runs/readme-{Path(arguments[1]).stem}")

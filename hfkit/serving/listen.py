@@ -11,6 +11,7 @@ from typing import Any
 import uvicorn
 
 from hfkit.errors import HfkitError
+from hfkit.runtime.distributed import say
 from hfkit.runtime.signals import EXIT_CODE
 from hfkit.serving.app import create_app
 from hfkit.serving.server import Server
@@ -41,14 +42,14 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
-def listen(server: Server, opened: socket.socket, drain_seconds: float) -> None:
+def listen(server: Server, opened: socket.socket, drain_seconds: float, welcome: str) -> None:
     """Answer requests until SIGTERM or SIGINT; then finish what runs, up to a limit. A second one ends at once."""
-    asyncio.run(_listen(server, opened, drain_seconds))
+    asyncio.run(_listen(server, opened, drain_seconds, welcome))
     server.engine.stop()
     server.store.close()
 
 
-async def _listen(server: Server, opened: socket.socket, drain_seconds: float) -> None:
+async def _listen(server: Server, opened: socket.socket, drain_seconds: float, welcome: str) -> None:
     config = uvicorn.Config(
         create_app(server), log_config=None, access_log=False, lifespan="off", server_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=CLOSE_SECONDS, limit_concurrency=CONNECTIONS,
@@ -68,13 +69,20 @@ async def _listen(server: Server, opened: socket.socket, drain_seconds: float) -
             await asyncio.sleep(0.05)
         http.should_exit = True
 
+    async def announce() -> None:
+        while not http.started:
+            await asyncio.sleep(0.01)
+        say(welcome)
+
     loop = asyncio.get_running_loop()
+    announcing = asyncio.ensure_future(announce())
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     for number in before:
         loop.add_signal_handler(number, stop)
     try:
         await http.serve(sockets=[opened])
     finally:
+        announcing.cancel()
         for number, handler in before.items():
             loop.remove_signal_handler(number)
             signal.signal(number, handler)

@@ -148,8 +148,7 @@ def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> Metrics:
 
     # The API, until it is stopped
     server = Server(engine, store, monitor, _settings(recipe))
-    say(_welcome(recipe, server, opened.getsockname()[1]))
-    listen(server, opened, recipe.drain_seconds)
+    listen(server, opened, recipe.drain_seconds, _welcome(recipe, server, opened.getsockname()[1]))
     say("stopped; every answer that was received is in the log")
     return {}
 
