@@ -90,6 +90,7 @@ def serve(arguments: list[str]) -> None:
         line = next(line for line in process.stdout if line.strip().startswith("try "))
         answer = subprocess.run(shlex.split(line)[1:], capture_output=True, text=True, timeout=60)
         process.terminate()
+        process.communicate()
         assert json.loads(answer.stdout)["usage"]["total_tokens"] > 0
     assert process.returncode == 0
 
