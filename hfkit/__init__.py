@@ -30,11 +30,13 @@ _NAMES = {
     "plan": "planning.plan",
     "push": "hub.push",
     "run": "engine.runner",
+    "serve": "engine.background",
 }
 __all__ = ["__version__", *_NAMES]
 
 if TYPE_CHECKING:
     from hfkit.artifacts.result import Result as Result
+    from hfkit.engine.background import serve as serve
     from hfkit.engine.python import compare as compare
     from hfkit.engine.python import distill as distill
     from hfkit.engine.python import evaluate as evaluate

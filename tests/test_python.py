@@ -13,7 +13,7 @@ import torch
 import transformers
 
 import hfkit
-from hfkit.engine import python
+from hfkit.engine import background, python
 from hfkit.engine.graph import load_stage, stage_names
 from hfkit.errors import HfkitError
 from hfkit.inference import prompting
@@ -34,10 +34,12 @@ def test_the_examples_of_the_docstrings_run(world: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(python.runner, "run", silently)
     examples = [
         each
-        for each in doctest.DocTestFinder().find(python) + doctest.DocTestFinder().find(prompting)
+        for each in doctest.DocTestFinder().find(python)
+        + doctest.DocTestFinder().find(background, "background")
+        + doctest.DocTestFinder().find(prompting)
         if each.examples
     ]
-    examples.sort(key=lambda each: (each.name.startswith(prompting.__name__), each.lineno or 0))
+    examples.sort(key=lambda each: (not each.name.startswith(python.__name__), each.lineno or 0))
     assert {each.name.rpartition(".")[2] for each in examples} >= {*map(function_of, stage_names()), "generate"}
     runner = doctest.DocTestRunner(verbose=False)
     for each in examples:

@@ -5,6 +5,8 @@ import contextlib
 import os
 import signal
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,6 +38,37 @@ def bound(host: str, port: int) -> socket.socket:
     return opened
 
 
+class Background:
+    """A server in a thread, for Python. `address` is where it answers; `stop`, or the end of `with`, ends it."""
+
+    def __init__(self, server: Server, opened: socket.socket):
+        self.server, self.address = server, f"http://{opened.getsockname()[0]}:{opened.getsockname()[1]}"
+        self._http = uvicorn.Server(_config(server))
+        self._thread = threading.Thread(target=self._http.run, args=([opened],), daemon=True)
+        self._thread.start()
+        while not self._http.started:
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        self.server.is_draining = self._http.should_exit = True
+        self._thread.join()
+        self.server.engine.stop()
+        self.server.store.close()
+
+    def __enter__(self) -> "Background":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.stop()
+
+
+def _config(server: Server) -> uvicorn.Config:
+    return uvicorn.Config(
+        create_app(server), log_config=None, access_log=False, lifespan="off", server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=CLOSE_SECONDS, limit_concurrency=CONNECTIONS,
+    )  # fmt: skip
+
+
 class _Uvicorn(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:  # `serve` takes them itself
@@ -50,11 +83,7 @@ def listen(server: Server, opened: socket.socket, drain_seconds: float, welcome:
 
 
 async def _listen(server: Server, opened: socket.socket, drain_seconds: float, welcome: str) -> None:
-    config = uvicorn.Config(
-        create_app(server), log_config=None, access_log=False, lifespan="off", server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=CLOSE_SECONDS, limit_concurrency=CONNECTIONS,
-    )  # fmt: skip
-    http = _Uvicorn(config)
+    http = _Uvicorn(_config(server))
     drained: list[asyncio.Task[None]] = []
 
     def stop(*_: Any) -> None:

@@ -13,6 +13,8 @@ from hfkit.recipe.fields import Input, RecipePart, ResolvedInputs, StageRecipe
 from hfkit.runtime.distributed import say, world_size
 
 if TYPE_CHECKING:
+    from socket import socket
+
     from hfkit.serving.server import Server, Settings
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
@@ -118,6 +120,16 @@ def check(recipe: Recipe, inputs: ResolvedInputs) -> Iterator[tuple[str, str]]:
 
 
 def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> Metrics:
+    from hfkit.serving.listen import listen
+
+    server, opened = ready(recipe, inputs, output)
+    listen(server, opened, recipe.drain_seconds, _welcome(recipe, server, opened.getsockname()[1]))
+    say("stopped; every answer that was received is in the log")
+    return {}
+
+
+def ready(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> "tuple[Server, socket]":
+    """Return a server whose models have written a token, and the socket that it is to listen at."""
     import time
 
     import torch
@@ -125,7 +137,7 @@ def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> Metrics:
     from hfkit.runtime.cores import usable_cores
     from hfkit.serving import models
     from hfkit.serving.engine import Engine
-    from hfkit.serving.listen import bound, listen
+    from hfkit.serving.listen import bound
     from hfkit.serving.metrics import Monitor
     from hfkit.serving.server import Server
     from hfkit.serving.store import Store
@@ -145,12 +157,7 @@ def run(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> Metrics:
     engine = Engine(models.open_all(_folders(recipe, inputs), limits, recipe.trust_remote_code), monitor.step)
     engine.start()
     monitor.load.set(time.perf_counter() - start)
-
-    # The API, until it is stopped
-    server = Server(engine, store, monitor, _settings(recipe))
-    listen(server, opened, recipe.drain_seconds, _welcome(recipe, server, opened.getsockname()[1]))
-    say("stopped; every answer that was received is in the log")
-    return {}
+    return Server(engine, store, monitor, _settings(recipe)), opened
 
 
 def _folders(recipe: Recipe, inputs: ResolvedInputs) -> dict[str, str]:
