@@ -83,6 +83,7 @@ class Guard:
         origins: of pages of other sites that may ask (CORS).
         most_bytes: of a body.
         body_seconds: in which a body must have come.
+        write_seconds: in which a client must have taken what is sent; its connection is closed otherwise.
     """
 
     def __init__(
@@ -93,9 +94,10 @@ class Guard:
         origins: tuple[str, ...] = (),
         most_bytes: int = 1_000_000,
         body_seconds: float = 20.0,
+        write_seconds: float = 30.0,
     ):
         self.app, self.tokens, self.hosts, self.origins = app, tokens, hosts, origins
-        self.most_bytes, self.body_seconds = most_bytes, body_seconds
+        self.most_bytes, self.body_seconds, self.write_seconds = most_bytes, body_seconds, write_seconds
         self.spent: dict[str, list[float]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -111,7 +113,10 @@ class Guard:
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message = {**message, "headers": [*message.get("headers", []), *extra]}
-            await send(message)
+            try:
+                await asyncio.wait_for(send(message), self.write_seconds)
+            except (TimeoutError, asyncio.TimeoutError):  # two classes in Python 3.10
+                raise ConnectionAbortedError("the client does not read its answer") from None
 
         try:
             if scope["method"] == "OPTIONS" and origin in self.origins:

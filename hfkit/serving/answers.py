@@ -1,5 +1,6 @@
 """Answers in OpenAI's form: whole, or as the chunks of a stream."""
 
+import itertools
 import json
 import time
 from typing import Any, NamedTuple
@@ -81,11 +82,13 @@ class Form(NamedTuple):
                 for token in tokens
             ]
             return {"content": content, "refusal": None}
+        texts = [text([token.id]) for token in tokens]
+        offsets = [0, *itertools.accumulate(map(len, texts))][: len(texts)]
         return {
-            "tokens": [text([token.id]) for token in tokens],
+            "tokens": texts,
             "token_logprobs": [token.logprob for token in tokens],
             "top_logprobs": [{text([other]): value for other, value in token.top} for token in tokens],
-            "text_offset": [],
+            "text_offset": offsets,
         }
 
 

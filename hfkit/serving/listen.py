@@ -5,6 +5,7 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from hfkit.serving.server import Server
 
 KEEP_ALIVE_SECONDS, CLOSE_SECONDS = 20, 2
 CONNECTIONS = 1000
+SWITCH_SECONDS = 5e-4  # after which the engine lets the thread of the routes run; Python's own 5 ms delay each token
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -77,6 +79,7 @@ class _Uvicorn(uvicorn.Server):
 
 def listen(server: Server, opened: socket.socket, drain_seconds: float, welcome: str) -> None:
     """Answer requests until SIGTERM or SIGINT; then finish what runs, up to a limit. A second one ends at once."""
+    sys.setswitchinterval(SWITCH_SECONDS)
     asyncio.run(_listen(server, opened, drain_seconds, welcome))
     server.engine.stop()
     server.store.close()

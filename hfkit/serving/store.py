@@ -5,6 +5,7 @@ for `Store.write` knows that the record survives the end of the process. Where t
 answers go on, and what was not written is counted.
 """
 
+import contextlib
 import hashlib
 import json
 import queue
@@ -158,24 +159,17 @@ class Store:
                 future.set_result(result)
 
 
-class connected:  # noqa: N801 it reads as a function
-    """A connection to a log, as one transaction that is committed at the end."""
-
-    def __init__(self, path: Path):
-        self.connection = sqlite3.connect(path, timeout=10)
-
-    def __enter__(self) -> sqlite3.Connection:
-        self.connection.execute("PRAGMA journal_mode=WAL")
-        self.connection.execute("PRAGMA synchronous=NORMAL")
-        self.connection.execute("PRAGMA foreign_keys=ON")
-        self.connection.execute("PRAGMA secure_delete=ON")
-        return self.connection
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        try:
-            self.connection.rollback() if kind else self.connection.commit()
-        finally:
-            self.connection.close()
+@contextlib.contextmanager
+def connected(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open a log for one transaction, which is committed at the end."""
+    connection = sqlite3.connect(path, timeout=10)
+    try:
+        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "secure_delete=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+        yield connection
+        connection.commit()
+    finally:
+        connection.close()  # which takes back what was not committed
 
 
 def read(folder: Path, since: float = 0.0) -> Iterator[dict[str, Any]]:

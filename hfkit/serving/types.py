@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic_core import PydanticCustomError
 
 MOST_STOPS, LONGEST_STOP, MOST_CHOICES, MOST_MESSAGES, MOST_INPUTS = 4, 256, 8, 512, 256
 
@@ -25,7 +26,6 @@ WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "parallel_tool_calls": (None, True, False),
     "prediction": (None,),
     "presence_penalty": (None, 0),
-    "prompt_cache_key": None,  # type: ignore[dict-item] # a hint, of any value
     "reasoning_effort": (None, "none"),
     "response_format": (None, {"type": "text"}),
     "service_tier": (None, "auto", "default"),
@@ -34,6 +34,8 @@ WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "verbosity": (None,),
     "web_search_options": (None,),
 }
+
+HINTS = {"prompt_cache_key", "safety_identifier"}  # of any value; they never change an answer
 
 Text = Annotated[str, StringConstraints(strict=True)]
 Name = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=256)]
@@ -62,19 +64,20 @@ class Body(BaseModel):
             return values
         kept = {}
         for name, value in values.items():
-            if name in cls.model_fields or name not in WITHOUT_EFFECT:
+            if name in cls.model_fields or name not in {*WITHOUT_EFFECT, *HINTS}:
                 kept[name] = value
-            elif (neutral := WITHOUT_EFFECT[name]) is not None and not any(
-                value == other and type(value) in (type(other), int, float) for other in neutral
-            ):
-                raise pydantic_core_error(name, f"{name} is not supported here; leave it out")
+            elif name in WITHOUT_EFFECT and not any(_is_same(value, neutral) for neutral in WITHOUT_EFFECT[name]):
+                raise _problem(name, f"{name} is not supported here; leave it out")
         return kept
 
 
-def pydantic_core_error(name: str, message: str) -> Exception:
-    from pydantic_core import PydanticCustomError
+def _is_same(value: Any, neutral: Any) -> bool:
+    return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
 
-    return PydanticCustomError("unsupported_parameter", "{message}", {"message": message, "param": name})
+
+def _problem(param: str, message: str) -> PydanticCustomError:
+    """Return an error of a parameter that is found out where several are looked at."""
+    return PydanticCustomError("unsupported_parameter", "{message}", {"message": message, "param": param})
 
 
 class StreamOptions(Body):
@@ -103,7 +106,7 @@ class Sampled(Body):
     @pydantic.model_validator(mode="after")
     def _options_of_a_stream(self) -> "Sampled":
         if self.stream_options is not None and not self.stream:
-            raise pydantic_core_error("stream_options", "stream_options need stream: true")
+            raise _problem("stream_options", "stream_options need stream: true")
         return self
 
     @property
@@ -159,16 +162,16 @@ class ChatRequest(Sampled):
     @pydantic.model_validator(mode="after")
     def _one_with_the_other(self) -> "ChatRequest":
         if self.top_logprobs is not None and not self.logprobs:
-            raise pydantic_core_error("top_logprobs", "top_logprobs need logprobs: true")
+            raise _problem("top_logprobs", "top_logprobs need logprobs: true")
         if self.max_tokens is not None and self.max_completion_tokens is not None:
-            raise pydantic_core_error("max_tokens", "max_tokens and max_completion_tokens are the same; give one")
+            raise _problem("max_tokens", "max_tokens and max_completion_tokens are the same; give one")
         for index, message in enumerate(self.messages):
             if message.role != "assistant" and message.content is None:
-                raise pydantic_core_error(f"messages.{index}.content", "a message of this role needs content")
+                raise _problem(f"messages.{index}.content", "a message of this role needs content")
             if message.tool_calls is not None and message.role != "assistant":
-                raise pydantic_core_error(f"messages.{index}.tool_calls", "only the assistant calls tools")
+                raise _problem(f"messages.{index}.tool_calls", "only the assistant calls tools")
         if self.messages[-1].role == "assistant":
-            raise pydantic_core_error("messages", "the last message is the assistant's; ask something after it")
+            raise _problem("messages", "the last message is the assistant's; ask something after it")
         return self
 
 
@@ -214,5 +217,5 @@ class FeedbackRequest(Body):
     @pydantic.model_validator(mode="after")
     def _something(self) -> "FeedbackRequest":
         if all(value is None for value in (self.rating, self.correction, self.label, self.comment)):
-            raise pydantic_core_error("rating", "give a rating, a correction, a label or a comment")
+            raise _problem("rating", "give a rating, a correction, a label or a comment")
         return self
