@@ -55,12 +55,13 @@ uvicorn.run(app, port=port, log_level="error")
 
 
 def write_model(folder: Path, size: str) -> None:
-    """Write a stock Qwen3 of random weights, with a tokenizer of bytes, that never ends by itself."""
+    """Write a stock Qwen3 of random weights, with a tokenizer, that never ends by itself."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
     words = {word: index for index, word in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     words |= {"<pad>": len(words), "<eos>": len(words) + 1}
+    words |= {f" w{number}": number for number in range(len(words), 4096)}  # so that each token is text
     backend = Tokenizer(models.BPE(words, []))
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>")
@@ -129,7 +130,7 @@ class Process:
                     break
             except httpx.HTTPError:
                 pass
-            if self.process.poll() is not None or time.perf_counter() - start > 180:
+            if self.process.poll() is not None or time.perf_counter() - start > 60:
                 raise RuntimeError(f"{command[:4]} did not start")
             time.sleep(0.1)
         self.seconds = time.perf_counter() - start

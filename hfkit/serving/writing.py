@@ -81,8 +81,6 @@ def _start(
             served, prompt, room, rules, seed + index, deliver, body.stops, wanted, server.settings.seconds
         )
         written.append(answer)
-        server.engine.submit(answer)
-    server.running += 1
     return written
 
 
@@ -92,27 +90,33 @@ async def _pieces(
     """Yield what the engine delivers. Before the last piece the record is in the log."""
     left, texts, first = len(written), [""] * len(written), None
     model = record["model"]
+    server.running += 1
     try:
+        for answer in written:
+            server.engine.submit(answer)
         while left:
-            index, piece = await pieces.get()
+            arrived = await _arrived(pieces)
             if first is None:
                 first = record["first_token_seconds"] = time.time() - record["time"]
                 server.monitor.first.labels(model).observe(first)
-            if piece.error is not None:
-                reference = secrets.token_hex(8)
-                logger.error("%s: %s", reference, piece.error)
-                record["error"] = f"{reference}: {piece.error}"
-                raise ApiError(500, f"the model failed; tell the reference {reference}", code="model_failed")
-            texts[index] += piece.text
-            left -= piece.finish is not None
-            if piece.finish is not None:
-                record["finish"] = piece.finish
+            for index, piece in arrived.items():
+                if piece.error is not None:
+                    reference = secrets.token_hex(8)
+                    logger.error("%s: %s", reference, piece.error)
+                    record["error"] = f"{reference}: {piece.error}"
+                    raise ApiError(500, f"the model failed; tell the reference {reference}", code="model_failed")
+                texts[index] += piece.text
+                left -= piece.finish is not None
+                record["finish"] = piece.finish or record.get("finish")
             if not left:
                 record["status"] = 200
                 await server.log(record, written, texts)
-            yield index, piece
+            for index, piece in arrived.items():
+                yield index, piece
     except ApiError as error:
         record["status"] = error.status
+        for answer in written:
+            server.engine.cancel(answer)
         await server.log(record, written, texts)
         raise
     finally:
@@ -122,6 +126,19 @@ async def _pieces(
             for answer in written:
                 server.engine.cancel(answer)
             await asyncio.shield(server.log(record, written, texts))
+
+
+async def _arrived(pieces: Pieces) -> dict[int, Piece]:
+    """Wait for a piece; return all that have come, joined by answer. The busier the server, the fewer the chunks."""
+    index, piece = await pieces.get()
+    arrived = {index: piece}
+    while not pieces.empty():
+        index, piece = pieces.get_nowait()
+        if (before := arrived.get(index)) is not None:
+            text, tokens = before.text + piece.text, before.tokens + piece.tokens
+            piece = Piece(text, tokens, piece.finish, piece.error)
+        arrived[index] = piece
+    return arrived
 
 
 async def _stream(
