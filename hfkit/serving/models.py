@@ -27,6 +27,7 @@ LONGEST = 4096  # tokens of a window, where the recipe does not set `context_len
 TEXTS_AT_ONCE = 16  # that are classified or embedded in one forward pass
 CALIBRATION_TOKENS = 64
 PIECES = (16, 512)  # the least and the most tokens of a prompt between two steps
+READ_STEPS = 1.5  # that reading a piece may take
 PREFIXES = 8
 
 
@@ -95,7 +96,9 @@ class Served:
                 greedy.step()
                 seconds.append(time.perf_counter() - start)
         self.batch = Batch(decoder, choose, self.slots, self.window, pad_token_id=pad, prefixes=PREFIXES)
-        self.batch.piece = int(min(max(2 * min(seconds[1:], default=0) * size / seconds[0], PIECES[0]), PIECES[1]))
+        self.batch.piece = int(
+            min(max(READ_STEPS * min(seconds[1:], default=0) * size / seconds[0], PIECES[0]), PIECES[1])
+        )
 
     def forward(self, texts: list[list[int]], with_states: bool = False) -> torch.Tensor:
         """Return what the model gives to token ids: (texts, classes) or (texts, hidden_size), float32, on the CPU.
