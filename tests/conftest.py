@@ -2,13 +2,18 @@
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.hub_double import hub  # noqa: F401
 from tests.kit import inside
 from tests.toy import write_world
+
+if TYPE_CHECKING:
+    from hfkit.serving.server import Server
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 # Two workers run the tests: a process has one thread, which sleeps where it waits, and their torchruns meet at ports
@@ -69,3 +74,23 @@ def there(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     shutil.copytree(prepared, folder)
     monkeypatch.chdir(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def toy_models(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `toy`, which generates, and `labels`, which classifies, with random weights."""
+    from tests.serving import write_models
+
+    folder = tmp_path_factory.mktemp("toy_models")
+    write_models(folder, made / "runs" / "tokenizer")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(toy_models: Path) -> Iterator[tuple[str, "Server"]]:
+    """A server of them in a thread: its address, and itself. Its log is in `log` beside them."""
+    from tests.serving import running
+
+    folders = {name: str(toy_models / name) for name in ("toy", "labels")}
+    with running(folders, toy_models / "log") as address_and_server:
+        yield address_and_server

@@ -1,21 +1,17 @@
 """A server in a thread, on toy models."""
 
 import contextlib
-import socket
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-import uvicorn
 
 from hfkit.data.chat import set_template
 from hfkit.data.tokenizer import load_tokenizer
 from hfkit.model import HfkitConfig, HfkitForCausalLM, HfkitForSequenceClassification
-from hfkit.serving.app import create_app
 from hfkit.serving.engine import Engine
+from hfkit.serving.listen import Background, bound
 from hfkit.serving.metrics import Monitor
 from hfkit.serving.models import Limits, open_all
 from hfkit.serving.server import Server, Settings
@@ -50,21 +46,9 @@ def running(folders: dict[str, str], log: Path, slots: int = 32, **settings: Any
     """Serve models inside; yields the address and the server."""
     content = settings.pop("content", "full")
     monitor = Monitor()
-    engine = Engine(open_all(folders, Limits(slots)), monitor.step)
+    engine = Engine(open_all(folders, Limits(slots)), monitor.between.observe)
     engine.start()
     settings = {"tokens": [], "shares": {}, **settings}
     server = Server(engine, Store(log, content), monitor, Settings(**settings))
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        http = uvicorn.Server(uvicorn.Config(create_app(server), log_config=None, lifespan="off"))
-        thread = threading.Thread(target=http.run, args=([opened],), daemon=True)
-        thread.start()
-        while not http.started:
-            time.sleep(0.01)
-        try:
-            yield f"http://127.0.0.1:{opened.getsockname()[1]}", server
-        finally:
-            http.should_exit = True
-            thread.join()
-            engine.stop()
-            server.store.close()
+    with Background(server, bound("127.0.0.1", 0)) as http:
+        yield http.address, server

@@ -6,7 +6,6 @@ import json
 import struct
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,22 +19,9 @@ from hfkit.inference.prompting import generate
 from hfkit.serving.access import tokens_of
 from hfkit.serving.server import Server
 from hfkit.serving.store import read
-from tests.serving import running, write_models
+from tests.serving import running
 
 HELLO = [{"role": "user", "content": "the cat sees"}]
-
-
-@pytest.fixture(scope="module")
-def folder(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("serve")
-    write_models(folder, made / "runs" / "tokenizer")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def served(folder: Path) -> Iterator[tuple[str, Server]]:
-    with running({"toy": str(folder / "toy"), "labels": str(folder / "labels")}, folder / "log") as found:
-        yield found
 
 
 @pytest.fixture
@@ -59,9 +45,9 @@ def test_models(client: openai.OpenAI) -> None:
         client.models.retrieve("gone")
 
 
-def test_a_completion_is_what_the_model_writes(client: openai.OpenAI, folder: Path) -> None:
+def test_a_completion_is_what_the_model_writes(client: openai.OpenAI, toy_models: Path) -> None:
     found = client.completions.create(model="toy", prompt="the cat", max_tokens=20, temperature=0)
-    (expected,) = generate(folder / "toy", ["the cat"], max_new_tokens=20)
+    (expected,) = generate(toy_models / "toy", ["the cat"], max_new_tokens=20)
     assert found.choices[0].text == expected.rstrip("\ufffd")  # a character that is not whole is not shown
     assert found.usage is not None and found.usage.completion_tokens == 20
     assert found.choices[0].finish_reason == "length"
@@ -150,9 +136,9 @@ def test_a_seed_gives_the_same_text_whatever_else_runs(served: tuple[str, Server
     assert texts == [alone] * 4
 
 
-def test_stops(served: tuple[str, Server], folder: Path) -> None:
+def test_stops(served: tuple[str, Server], toy_models: Path) -> None:
     address, _ = served
-    (text,) = generate(folder / "toy", ["the cat"], max_new_tokens=40)
+    (text,) = generate(toy_models / "toy", ["the cat"], max_new_tokens=40)
     for size in (1, 3, 6):
         stop = text[10 : 10 + size]
         body = {"model": "toy", "prompt": "the cat", "max_tokens": 40, "temperature": 0, "stop": ["absent", stop]}
@@ -160,7 +146,7 @@ def test_stops(served: tuple[str, Server], folder: Path) -> None:
         assert choice["text"] == text[: text.index(stop)] and choice["finish_reason"] == "stop"
 
 
-def test_a_client_that_goes_frees_its_slot(served: tuple[str, Server], folder: Path) -> None:
+def test_a_client_that_goes_frees_its_slot(served: tuple[str, Server], toy_models: Path) -> None:
     address, server = served
     body = {"model": "toy", "prompt": "the tree", "max_tokens": 240, "stream": True, "temperature": 1.5}
     for _ in range(3):
@@ -172,8 +158,8 @@ def test_a_client_that_goes_frees_its_slot(served: tuple[str, Server], folder: P
     assert server.engine.in_use == 0 and server.running == 0
 
 
-def test_more_requests_than_slots(folder: Path, tmp_path: Path) -> None:
-    with running({"toy": str(folder / "toy")}, tmp_path, slots=2, most_waiting=4) as (address, server):
+def test_more_requests_than_slots(toy_models: Path, tmp_path: Path) -> None:
+    with running({"toy": str(toy_models / "toy")}, tmp_path, slots=2, most_waiting=4) as (address, server):
         body = {"model": "toy", "prompt": "the", "max_tokens": 250, "temperature": 1.9}
         with ThreadPoolExecutor(16) as pool:
             codes = [
@@ -183,7 +169,7 @@ def test_more_requests_than_slots(folder: Path, tmp_path: Path) -> None:
         assert server.engine.in_use == 0 and server.running == 0
 
 
-def test_adapters_share_their_base(folder: Path, tmp_path: Path) -> None:
+def test_adapters_share_their_base(toy_models: Path, tmp_path: Path) -> None:
     import peft
 
     from hfkit.data.tokenizer import load_tokenizer
@@ -193,10 +179,10 @@ def test_adapters_share_their_base(folder: Path, tmp_path: Path) -> None:
     for number in range(2):
         torch.manual_seed(number)
         config = peft.LoraConfig(r=4, init_lora_weights=False, target_modules="all-linear", task_type="CAUSAL_LM")
-        adapter: Any = peft.get_peft_model(load_model(str(folder / "toy")), config)
+        adapter: Any = peft.get_peft_model(load_model(str(toy_models / "toy")), config)
         folders[f"a{number}"] = str(tmp_path / f"a{number}")
         adapter.save_pretrained(folders[f"a{number}"])
-        load_tokenizer(str(folder / "toy")).save_pretrained(folders[f"a{number}"])
+        load_tokenizer(str(toy_models / "toy")).save_pretrained(folders[f"a{number}"])
     expected = [generate(path, ["the cat"], max_new_tokens=16)[0].rstrip("\ufffd") for path in folders.values()]
     with running(folders, tmp_path / "log") as (address, server):
         assert server.models["a0"].model is server.models["a1"].model
@@ -209,8 +195,29 @@ def test_adapters_share_their_base(folder: Path, tmp_path: Path) -> None:
             assert list(pool.map(text, range(6))) == expected * 3 and expected[0] != expected[1]
 
 
-def test_shares_are_sticky_by_user(folder: Path, tmp_path: Path) -> None:
-    folders = {"old": str(folder / "toy"), "new": str(folder / "toy")}
+def test_a_step_that_fails_is_told_and_the_server_goes_on(toy_models: Path, tmp_path: Path) -> None:
+    body = {"model": "toy", "prompt": "the cat sees the dog", "max_tokens": 20, "seed": 1}
+    with running({"toy": str(toy_models / "toy")}, tmp_path) as (address, server):
+        expected = ask(address, "/v1/completions", body).json()["choices"][0]["text"]
+        batch: Any = server.models["toy"].batch
+        choose = batch.choose
+
+        def fail(*_: Any) -> Any:
+            batch.choose = choose
+            raise MemoryError("no room for the keys")
+
+        batch.choose = fail
+        error = ask(address, "/v1/completions", body)
+        assert error.status_code == 500 and "no room" not in error.text
+        reference = error.json()["error"]["message"].split()[-1]
+        assert ask(address, "/v1/completions", body).json()["choices"][0]["text"] == expected
+        assert server.engine.in_use == server.running == 0
+    errors = [record["error"] for record in read(tmp_path)]
+    assert errors == [None, f"{reference}: MemoryError: no room for the keys", None]
+
+
+def test_shares_are_sticky_by_user(toy_models: Path, tmp_path: Path) -> None:
+    folders = {"old": str(toy_models / "toy"), "new": str(toy_models / "toy")}
     with running(folders, tmp_path, shares={"new": 0.3}) as (address, _):
 
         def model(user: int) -> str:
@@ -226,8 +233,8 @@ def test_shares_are_sticky_by_user(folder: Path, tmp_path: Path) -> None:
 # ---- the log
 
 
-def test_the_log_has_what_was_asked_and_judged(folder: Path, tmp_path: Path) -> None:
-    with running({"toy": str(folder / "toy")}, tmp_path, content="redacted") as (address, server):
+def test_the_log_has_what_was_asked_and_judged(toy_models: Path, tmp_path: Path) -> None:
+    with running({"toy": str(toy_models / "toy")}, tmp_path, content="redacted") as (address, server):
         body = {"model": "toy", "prompt": "write to ann@example.org", "max_tokens": 4, "user": "ann"}
         answer = ask(address, "/v1/completions", body).json()
         secret = ask(address, "/v1/completions", {**body, "store": False}).json()
@@ -252,9 +259,9 @@ def test_the_log_has_what_was_asked_and_judged(folder: Path, tmp_path: Path) -> 
 # ---- who may ask
 
 
-def test_every_route_asks_for_a_token(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_route_asks_for_a_token(toy_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HFKIT_TOKENS", "ann:0123456789abcdefgh,bob:abcdefgh0123456789:3")
-    with running({"toy": str(folder / "toy")}, tmp_path, tokens=tokens_of(None)) as (address, server):
+    with running({"toy": str(toy_models / "toy")}, tmp_path, tokens=tokens_of(None)) as (address, server):
         paths = set(
             httpx.get(f"{address}/openapi.json", headers={"Authorization": "Bearer 0123456789abcdefgh"}).json()[
                 "paths"
@@ -276,9 +283,9 @@ def test_every_route_asks_for_a_token(folder: Path, tmp_path: Path, monkeypatch:
             retrying.models.list()
 
 
-def test_hosts_origins_and_headers(folder: Path, tmp_path: Path) -> None:
+def test_hosts_origins_and_headers(toy_models: Path, tmp_path: Path) -> None:
     options: Any = {"hosts": ("127.0.0.1", "localhost"), "origins": ("https://a.example",)}
-    with running({"toy": str(folder / "toy")}, tmp_path, **options, most_bytes=2000) as (address, _):
+    with running({"toy": str(toy_models / "toy")}, tmp_path, **options, most_bytes=2000) as (address, _):
         assert httpx.get(address, headers={"Host": "evil.example"}).status_code == 403
         answer = httpx.get(f"{address}/v1/models", headers={"Origin": "https://b.example"})
         assert "access-control-allow-origin" not in answer.headers and answer.headers["x-frame-options"] == "DENY"

@@ -16,7 +16,7 @@ from hfkit.serving.access import tokens_of
 from hfkit.serving.engine import Engine
 from hfkit.serving.server import Server
 from hfkit.serving.store import read
-from tests.serving import running, write_models
+from tests.serving import running
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -26,19 +26,6 @@ expect = playwright.expect
 TOKEN = "0123456789abcdefgh"
 HTML = "<img src=x onerror='window.harmed = 1'><script>window.harmed = 1</script><b>bold</b>"
 WATCH = "addEventListener('securitypolicyviolation', (event) => console.error(`policy: ${event.violatedDirective}`))"
-
-
-@pytest.fixture(scope="module")
-def folder(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("page")
-    write_models(folder, made / "runs" / "tokenizer")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def served(folder: Path) -> Iterator[tuple[str, Server]]:
-    with running({"toy": str(folder / "toy"), "labels": str(folder / "labels")}, folder / "log") as address_and_server:
-        yield address_and_server
 
 
 @pytest.fixture(scope="module")
@@ -142,12 +129,12 @@ def slowly(monkeypatch: pytest.MonkeyPatch, served: tuple[str, Server]) -> Engin
     return engine
 
 
-def record_of(folder: Path, prompt: str) -> dict[str, Any]:
+def record_of(toy_models: Path, prompt: str) -> dict[str, Any]:
     """Return the last record of the log whose prompt ends so."""
-    return [record for record in read(folder / "log") if record["prompt"] and prompt in record["prompt"]][-1]
+    return [record for record in read(toy_models / "log") if record["prompt"] and prompt in record["prompt"]][-1]
 
 
-def test_an_answer_is_shown_while_it_is_written(tab: Tab, slowly: Engine, folder: Path) -> None:
+def test_an_answer_is_shown_while_it_is_written(tab: Tab, slowly: Engine, toy_models: Path) -> None:
     expect(tab.page.locator("#notice")).to_have_text("Texts are logged as they are.")
     tab.set(temperature=0, max_tokens=40)
     tab.ask("the cat streams", waits=False)
@@ -156,13 +143,13 @@ def test_an_answer_is_shown_while_it_is_written(tab: Tab, slowly: Engine, folder
     first = place.text_content()
     assert tab.answers.get_attribute("aria-busy") == "true" and not tab.button("Good answer").count()
     tab.is_idle()
-    record = record_of(folder, "the cat streams")
+    record = record_of(toy_models, "the cat streams")
     assert len(first) < len(tab.text()) and tab.text() == record["answer"]
     assert record["parameters"] == {"n": 1, "temperature": 0.0, "max_tokens": 40}
     expect(tab.answers.locator(".who").first).to_have_text("toy, cut at the limit of tokens")
     tab.set(max_tokens=5)
     tab.ask("and more")
-    turns = json.loads(record_of(folder, "and more")["prompt"])
+    turns = json.loads(record_of(toy_models, "and more")["prompt"])
     assert turns == [
         {"role": "user", "content": "the cat streams"},
         {"role": "assistant", "content": record["answer"]},
@@ -171,7 +158,7 @@ def test_an_answer_is_shown_while_it_is_written(tab: Tab, slowly: Engine, folder
 
 
 @pytest.mark.parametrize("way", ["button", "Escape"])
-def test_an_answer_that_is_stopped_stays(tab: Tab, slowly: Engine, folder: Path, way: str) -> None:
+def test_an_answer_that_is_stopped_stays(tab: Tab, slowly: Engine, toy_models: Path, way: str) -> None:
     tab.set(temperature=0)
     tab.ask(f"stop by {way}", waits=False)
     expect(tab.answers.locator(".turn")).not_to_be_empty()
@@ -185,34 +172,34 @@ def test_an_answer_that_is_stopped_stays(tab: Tab, slowly: Engine, folder: Path,
         time.sleep(0.02)
     assert slowly.in_use == 0
     tab.judge(tab.button("Bad answer").click)
-    record = record_of(folder, f"stop by {way}")
+    record = record_of(toy_models, f"stop by {way}")
     assert (record["status"], record["finish"], record["feedback"]["rating"]) == (499, "cancelled", -1)
     assert record["answer"].startswith(tab.text())
 
 
-def test_a_text_is_continued(tab: Tab, folder: Path) -> None:
+def test_a_text_is_continued(tab: Tab, toy_models: Path) -> None:
     tab.field("Mode").select_option("plain")
     tab.ask("once upon a time")
-    record = record_of(folder, "once upon a time")
+    record = record_of(toy_models, "once upon a time")
     assert record["route"] == "/v1/completions" and record["prompt"] == "once upon a time"
     assert record["parameters"] == {"n": 1, "max_tokens": 128}
     tab.ask("a long text " * 18)  # of 256 tokens, less are left than that
-    assert record_of(folder, "a long text")["status"] == 200 and tab.page.locator("#banner").is_hidden()
+    assert record_of(toy_models, "a long text")["status"] == 200 and tab.page.locator("#banner").is_hidden()
     tab.field("Model").select_option("labels")
     tab.field("Model").select_option("toy")
     expect(tab.field("Mode")).to_have_value("plain")
     tab.field("Mode").select_option("chat")
     tab.ask("a question")
-    assert json.loads(record_of(folder, "a question")["prompt"]) == [{"role": "user", "content": "a question"}]
+    assert json.loads(record_of(toy_models, "a question")["prompt"]) == [{"role": "user", "content": "a question"}]
 
 
-def test_an_answer_is_judged(tab: Tab, folder: Path) -> None:
+def test_an_answer_is_judged(tab: Tab, toy_models: Path) -> None:
     tab.set(max_tokens=8)
     tab.ask("judge this")
     good, bad = tab.button("Good answer"), tab.button("Bad answer")
 
     def feedback() -> dict[str, Any]:
-        kept = record_of(folder, "judge this")["feedback"]
+        kept = record_of(toy_models, "judge this")["feedback"]
         return {name: kept[name] for name in ("rating", "correction", "comment", "label") if kept[name] is not None}
 
     for button, rating, pressed in (
@@ -278,10 +265,10 @@ def test_a_reload_keeps_the_conversation_and_new_clears_it(tab: Tab, slowly: Eng
     assert tab.page.locator("li").count() == 0
 
 
-def test_a_token_is_asked_for(browser: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_is_asked_for(browser: Any, toy_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HFKIT_TOKENS", f"ann:{TOKEN}")
     with (
-        running({"toy": str(folder / "toy")}, tmp_path, tokens=tokens_of(None)) as (address, _),
+        running({"toy": str(toy_models / "toy")}, tmp_path, tokens=tokens_of(None)) as (address, _),
         tab_of(browser, address) as tab,
     ):
         dialog, token = tab.page.get_by_role("dialog"), tab.page.locator("#token")
@@ -311,8 +298,8 @@ def test_a_token_is_asked_for(browser: Any, folder: Path, tmp_path: Path, monkey
         assert tab.page.locator("#banner").is_hidden()
 
 
-def test_a_server_that_is_gone(browser: Any, folder: Path, tmp_path: Path) -> None:
-    folders = {"toy": str(folder / "toy")}
+def test_a_server_that_is_gone(browser: Any, toy_models: Path, tmp_path: Path) -> None:
+    folders = {"toy": str(toy_models / "toy")}
     with contextlib.ExitStack() as stack:
         first = contextlib.ExitStack()
         address, _ = first.enter_context(running(folders, tmp_path))
@@ -360,7 +347,7 @@ def test_an_answer_that_breaks_off(tab: Tab, end: str, message: str) -> None:
     assert tab.answers.count() == 1 and tab.text() != "half"
 
 
-def test_a_text_is_classified(tab: Tab, folder: Path) -> None:
+def test_a_text_is_classified(tab: Tab, toy_models: Path) -> None:
     tab.field("Model").select_option("labels")
     assert tab.field("Mode").is_hidden() and tab.page.locator("#sampling").is_hidden()
     tab.field("Your text").fill("the red cat")
@@ -372,16 +359,16 @@ def test_a_text_is_classified(tab: Tab, folder: Path) -> None:
     assert list(values.values()) == sorted(values.values(), reverse=True)
     shown = tab.answers.locator(".shares span").all_text_contents()
     assert shown == [text for name, value in values.items() for text in (name, f"{100 * value:.1f} %")]
-    record = record_of(folder, "the red cat")
+    record = record_of(toy_models, "the red cat")
     assert json.loads(record["answer"]) == [shown[0]]
     tab.judge(lambda: tab.field("The right label is").select_option("blue"))
-    assert record_of(folder, "the red cat")["feedback"]["label"] == "blue"
+    assert record_of(toy_models, "the red cat")["feedback"]["label"] == "blue"
     tab.page.reload()
     assert tab.field("The right label is").input_value() == "blue" and bars.count() == 3
     tab.field("Model").select_option("toy")
     tab.set(max_tokens=8)
     tab.ask("chat now")
-    assert json.loads(record_of(folder, "chat now")["prompt"]) == [{"role": "user", "content": "chat now"}]
+    assert json.loads(record_of(toy_models, "chat now")["prompt"]) == [{"role": "user", "content": "chat now"}]
 
 
 def test_long_names_and_many_labels(tab: Tab) -> None:
@@ -403,7 +390,7 @@ def test_long_names_and_many_labels(tab: Tab) -> None:
     assert tab.page.evaluate("document.documentElement.scrollWidth") == 360
 
 
-def test_all_of_it_by_the_keyboard(tab: Tab, folder: Path) -> None:
+def test_all_of_it_by_the_keyboard(tab: Tab, toy_models: Path) -> None:
     press, write = tab.page.keyboard.press, tab.page.keyboard.type
 
     def go_to(locator: Any, key: str = "Tab") -> None:
@@ -426,7 +413,7 @@ def test_all_of_it_by_the_keyboard(tab: Tab, folder: Path) -> None:
     write("line two")
     press("Control+Enter")
     expect(tab.button("Good answer")).to_be_visible()
-    assert json.loads(record_of(folder, "line two")["prompt"])[-1]["content"] == "line one\nline two"
+    assert json.loads(record_of(toy_models, "line two")["prompt"])[-1]["content"] == "line one\nline two"
     go_to(tab.button("Good answer"), "Shift+Tab")
     tab.judge(lambda: press("Space"))
     go_to(tab.button("Correct or comment"))
@@ -436,7 +423,7 @@ def test_all_of_it_by_the_keyboard(tab: Tab, folder: Path) -> None:
     write("fine")
     go_to(tab.button("Save"))
     tab.judge(lambda: press("Enter"))
-    kept = record_of(folder, "line two")["feedback"]
+    kept = record_of(toy_models, "line two")["feedback"]
     assert (kept["rating"], kept["comment"], kept["correction"]) == (1, "fine", None)
     go_to(tab.page.locator("#new"), "Shift+Tab")
     press("Enter")

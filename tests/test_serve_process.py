@@ -18,22 +18,24 @@ import pytest
 
 from hfkit import cli
 from hfkit.serving.store import read
-from tests.serving import write_models
 
 BODY = {"model": "toy", "prompt": "the cat", "max_tokens": 200, "temperature": 1.9, "seed": 1}
 
 
-@pytest.fixture(scope="module")
-def folder(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("process")
-    write_models(folder, made / "runs" / "tokenizer")
-    return folder
-
-
 @pytest.fixture
-def process(folder: Path, tmp_path: Path) -> Iterator[tuple[str, "subprocess.Popen[str]", Path]]:
+def process(toy_models: Path, tmp_path: Path) -> Iterator[tuple[str, "subprocess.Popen[str]", Path]]:
     log = tmp_path / "log"
-    command = [sys.executable, "-m", "hfkit", "serve", str(folder / "toy"), "--port", "0", "--output-dir", str(log)]
+    command = [
+        sys.executable,
+        "-m",
+        "hfkit",
+        "serve",
+        str(toy_models / "toy"),
+        "--port",
+        "0",
+        "--output-dir",
+        str(log),
+    ]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
     assert server.stdout is not None
     address = ""
@@ -108,11 +110,11 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().err
 
 
-def test_what_is_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+def test_what_is_refused(toy_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                          capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HFKIT_TOKENS", raising=False)
-    toy = str(folder / "toy")
+    toy = str(toy_models / "toy")
     assert "others reach it, and there is no token; set HFKIT_TOKENS" in refused(capsys, toy, "--host", "0.0.0.0")
     monkeypatch.setenv("HFKIT_TOKENS", "short")
     assert "16 characters at least" in refused(capsys, toy)
@@ -132,10 +134,10 @@ def test_what_is_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert Path("log/requests.sqlite").read_text().startswith("this is no database")
 
 
-def test_a_recipe_of_several_models_is_checked(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+def test_a_recipe_of_several_models_is_checked(toy_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    text = f"stage: serve\nmodels: {{old: {folder}/toy, new: {folder}/toy}}\nshares: {{old: 0.5, gone: 2}}\n"
+    text = f"stage: serve\nmodels: {{old: {toy_models}/toy, new: {toy_models}/toy}}\nshares: {{old: 0.5, gone: 2}}\n"
     Path("serve.yaml").write_text(text)
     assert cli.main(["run", "serve.yaml"]) == 2
     shown = capsys.readouterr().err
@@ -149,16 +151,16 @@ def test_a_recipe_of_several_models_is_checked(folder: Path, tmp_path: Path, mon
 
 
 def test_chat_in_the_terminal(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    toy_models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answers = []
     for _ in range(2):
         monkeypatch.setattr(sys, "stdin", io.StringIO("the cat\nthe dog\n/new\nthe cat\n"))
-        assert cli.main(["chat", str(folder / "toy"), "--seed", "3", "--max-tokens", "20"]) == 0
+        assert cli.main(["chat", str(toy_models / "toy"), "--seed", "3", "--max-tokens", "20"]) == 0
         answers.append(capsys.readouterr().out)
     assert answers[0] == answers[1] and "a chat of 256 tokens" in answers[0] and len(answers[0]) > 100
     monkeypatch.setattr(sys, "stdin", io.StringIO("the cat\n"))
-    assert cli.main(["chat", str(folder / "labels")]) == 0
+    assert cli.main(["chat", str(toy_models / "labels")]) == 0
     assert len(re.findall(r"\d\.\d%  (red|green|blue)", capsys.readouterr().out)) == 3
 
 

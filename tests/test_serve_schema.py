@@ -7,24 +7,19 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.serving import running, write_models
+from hfkit.serving.server import Server
 
 schemathesis: Any = pytest.importorskip("schemathesis")
 pytestmark = pytest.mark.schema
 
 
 @pytest.fixture(scope="module")
-def address(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("schema")
-    write_models(folder, made / "runs" / "tokenizer")
-    with running({"toy": str(folder / "toy"), "labels": str(folder / "labels")}, folder / "log") as (found, _):
-        yield found
+def address(served: tuple[str, Server]) -> str:
+    return served[0]
 
 
 def test_no_request_is_answered_with_a_failure(address: str) -> None:

@@ -34,9 +34,7 @@ def serve(output_dir: str | Path, model: Result | str | Path, **keys: Any) -> "B
     """
     values = {"stage": "serve", "output_dir": str(output_dir), **plain({"model": model}), **plain(keys)}
     node = graph.resolve(Source(Path(output_dir), values))
-    for needed in node.inputs.values():
-        if isinstance(needed, graph.Node):
-            runner.run(needed.source)
+    runner.run_inputs(node)
     from hfkit.serving.listen import Background
 
     return Background(*node.stage.ready(node.recipe, node.resolved(), node.output_dir))

@@ -36,11 +36,16 @@ def run(recipe: str | Path | Source, overrides: Sequence[str] = (), **ways: bool
     if target.recipe.ENDS:
         _run(target, **ways)
         return
+    run_inputs(target, **ways)
+    say(f"\n== {target.recipe.stage}: {target.source.path} -> {target.output_dir}")
+    target.stage.run(target.recipe, target.resolved(), target.output_dir)
+
+
+def run_inputs(target: graph.Node, **ways: bool) -> None:
+    """Run what a recipe needs and is not up to date."""
     for node in target.inputs.values():
         if isinstance(node, graph.Node):
             _run(node, **ways)
-    say(f"\n== {target.recipe.stage}: {target.source.path} -> {target.output_dir}")
-    target.stage.run(target.recipe, target.resolved(), target.output_dir)
 
 
 def _run(target: graph.Node, **ways: bool) -> None:

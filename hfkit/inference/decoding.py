@@ -56,7 +56,7 @@ class Rules(NamedTuple):
         """The next token of each row.
 
         Args:
-            logits: (rows, vocabulary), float32; written to
+            logits: (rows, vocabulary), float32; they may be changed.
             ages: how many tokens each row has been given.
         """
         scores = logits
@@ -143,6 +143,13 @@ class Batch:
             self.pending.remove(row)
         elif row in self.rows:
             self._leave(self.rows.index(row))
+
+    def clear(self) -> list[Row]:
+        """Let all rows leave, and the memory of their keys go. Return them."""
+        rows = [*self.rows, *self.pending]
+        for rest in (self.rows, self.pending, self.reading, self.prefixes.known, self.slots.states):
+            rest.clear()
+        return rows
 
     def step(self) -> list[Row]:
         """Give each row whose prompt is read a token, and read a piece of the other prompts.
@@ -237,9 +244,8 @@ class Batch:
         self.slots.expect(slots, columns, width)
         mask = None  # whole prompts of one length need none
         if any(gaps) or any(starts):
-            mask = (torch.arange(width, device=device) <= positions[..., None])[
-                :, None
-            ]  # (rows, heads, tokens, width)
+            seen = torch.arange(width, device=device) <= positions[..., None]
+            mask = seen[:, None]  # (rows, 1, tokens, width)
         if mask is not None and self.model.config._attn_implementation != "sdpa":
             mask = torch.where(mask, 0.0, torch.finfo(self.model.dtype).min).to(self.model.dtype)  # as eager adds it
         inputs: Any = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, CACHE: self.slots}

@@ -131,7 +131,7 @@ class Guard:
                 await answer({"type": "http.response.body", "body": b""})
                 return
             scope.setdefault("state", {})["token"] = self._admit(scope["path"], headers)
-            body = await self._body(scope, headers, receive)
+            body = await self._body(headers, receive)
         except ApiError as error:
             await respond(answer, error)
             return
@@ -170,22 +170,22 @@ class Guard:
             recent.append(now)
         return token.name
 
-    async def _body(self, scope: Scope, headers: dict[str, str], receive: Receive) -> bytes:
+    async def _body(self, headers: dict[str, str], receive: Receive) -> bytes:
         too_large = ApiError(413, f"the body has more than {self.most_bytes:,} bytes", code="request_too_large")
-        if (
-            headers.get("content-length", "0").isdecimal()
-            and int(headers.get("content-length", "0")) > self.most_bytes
-        ):
+        announced = headers.get("content-length", "0")
+        if announced.isdecimal() and int(announced) > self.most_bytes:
             raise too_large
 
         async def whole() -> bytes:
             parts: list[bytes] = []
+            size = 0
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     raise ApiError(400, "the client went before its body had come")
                 parts.append(message.get("body", b""))
-                if sum(map(len, parts)) > self.most_bytes:
+                size += len(parts[-1])
+                if size > self.most_bytes:
                     raise too_large
                 if not message.get("more_body"):
                     return b"".join(parts)

@@ -1,6 +1,5 @@
 """The routes of the server."""
 
-import logging
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ from starlette.exceptions import HTTPException
 
 from hfkit.serving import documentation
 from hfkit.serving.access import Guard
-from hfkit.serving.errors import ApiError
+from hfkit.serving.errors import ApiError, Failure
 from hfkit.serving.models import Served
 from hfkit.serving.requests import choose_model
 from hfkit.serving.server import Server
@@ -28,7 +27,6 @@ from hfkit.serving.writing import write
 from hfkit.version import __version__
 
 PAGE = Path(__file__).with_name("page.html")
-logger = logging.getLogger("hfkit.serve")
 Json = dict[str, Any]
 
 
@@ -72,8 +70,7 @@ def create_app(server: Server) -> Any:
     @app.get("/health/ready")
     async def ready() -> Json:
         """Whether requests are taken: every model has written a token, and the server is not stopping."""
-        if server.is_draining or not server.engine.is_ready:
-            raise ApiError(503, "not ready", code="not_ready", retry_after=5)
+        server.check_ready()
         return {"status": "ready"}
 
     @app.get("/metrics", response_class=Response)
@@ -102,10 +99,8 @@ def create_app(server: Server) -> Any:
         return JSONResponse(ApiError(error.status_code, str(error.detail)).body, error.status_code, error.headers)
 
     @app.exception_handler(Exception)
-    async def failure(_: Request, error: Exception) -> Response:
-        reference = secrets.token_hex(8)
-        logger.error("%s: %s: %s", reference, type(error).__name__, error, exc_info=error)
-        return JSONResponse(ApiError(500, f"the server failed; tell the reference {reference}").body, 500)
+    async def failure(request: Request, error: Exception) -> Response:
+        return await api_error(request, Failure("server", f"{type(error).__name__}: {error}", cause=error))
 
     settings = server.settings
     return Guard(app, settings.tokens, settings.hosts, settings.origins, settings.most_bytes)

@@ -68,9 +68,8 @@ class Answer(Row):
         self.served, self.sampling, self.deliver, self.top_logprobs = served, sampling, deliver, top_logprobs
         self.generator = random.Random(seed)
         self.writer = Writer(served.tokenizer, stops)
-        self.logprobs: list[Token] = []
-        self.created = time.monotonic()
-        self.deadline = self.created + seconds
+        self.logprob: Token | None = None  # of the last token, where it is asked for
+        self.deadline = time.monotonic() + seconds
         self.is_cancelled = self.is_finished = False
 
 
@@ -79,10 +78,10 @@ class Engine:
 
     Args:
         models: by name.
-        observe: is told the seconds of each step and how many answers it wrote a token of.
+        observe: is told the seconds of each step.
     """
 
-    def __init__(self, models: dict[str, Served], observe: Callable[[float, int], None] = lambda *_: None):
+    def __init__(self, models: dict[str, Served], observe: Callable[[float], None] = lambda _: None):
         self.models, self.observe = models, observe
         self.is_ready = False
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -176,13 +175,11 @@ class Engine:
             self._use(served)
             written: list[Any] = batch.step()
         except Exception as error:  # such as no memory: the answers of this model fail, the server goes on
-            lost: list[Any] = [*batch.rows, *batch.pending]
-            served.batch = None
-            served.start(_choose)
+            lost: list[Any] = batch.clear()
             for answer in lost:
                 answer.deliver(answer, Piece("", [], "error", f"{type(error).__name__}: {error}"))
             return
-        self.observe(time.perf_counter() - start, len(written))
+        self.observe(time.perf_counter() - start)
         for answer in written:
             self._tell(answer)
             if answer.is_finished:
@@ -200,8 +197,7 @@ class Engine:
         if finish is not None:
             text += answer.writer.end()
             answer.is_finished = True
-        tokens = [answer.logprobs[-1]] if answer.logprobs else [Token(token, None, [])]
-        answer.deliver(answer, Piece(text, tokens, finish))
+        answer.deliver(answer, Piece(text, [answer.logprob or Token(token, None, [])], finish))
 
     def _generate(self, answer: Answer) -> None:
         """Write an answer by `model.generate`, alone: of an encoder-decoder, or a model with another kind of cache."""
@@ -248,5 +244,5 @@ def _choose(logits: torch.Tensor, answers: list[Any]) -> list[int]:
             shares = logits[row].log_softmax(-1)
             top = shares.topk(min(answer.top_logprobs, len(shares))) if answer.top_logprobs else None
             pairs = [] if top is None else list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
-            answer.logprobs.append(Token(token, shares[token].item(), pairs))
+            answer.logprob = Token(token, shares[token].item(), pairs)
     return tokens

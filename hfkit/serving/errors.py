@@ -1,6 +1,10 @@
 """Errors as OpenAI's API words them."""
 
+import logging
+import secrets
 from typing import Any
+
+logger = logging.getLogger("hfkit.serve")
 
 KINDS = {
     400: "invalid_request_error",
@@ -49,3 +53,20 @@ class ApiError(Exception):
     def headers(self) -> dict[str, str]:
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
         return headers | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
+
+
+class Failure(ApiError):
+    """A fault of the server. It is logged under a reference, and the client is told that alone.
+
+    Args:
+        subject: what failed.
+
+    Attributes:
+        record: of it for the log of requests.
+    """
+
+    def __init__(self, subject: str, detail: str, code: str | None = None, cause: BaseException | None = None):
+        reference = secrets.token_hex(8)
+        super().__init__(500, f"the {subject} failed; tell the reference {reference}", code=code)
+        self.record = f"{reference}: {detail}"
+        logger.error("%s", self.record, exc_info=cause)

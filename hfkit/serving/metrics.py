@@ -35,9 +35,6 @@ class Monitor:
         self.started.set(time.time())
         self._process = psutil.Process()
 
-    def step(self, seconds: float, written: int) -> None:
-        self.between.observe(seconds)
-
     def text(self) -> bytes:
         self.memory.set(self._process.memory_info().rss)
         return generate_latest(self.registry)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from hfkit.artifacts import manifest
-from hfkit.data.chat import generation_ids, problem_with_template
+from hfkit.data.chat import Tools, Turns, generation_ids, problem_with_template, render
+from hfkit.data.tasks.templates import without_end
 from hfkit.data.tokenizer import load_tokenizer
 from hfkit.errors import HfkitError
 from hfkit.inference.batches import padded
@@ -52,13 +53,20 @@ class Served:
         chat_problem: why it cannot answer chats; None if it can.
     """
 
-    def __init__(self, name: str, folder: str, model: Any, tokenizer: "PreTrainedTokenizerFast", limits: Limits):
-        self.name, self.folder, self.model, self.tokenizer = name, folder, model, tokenizer
+    def __init__(
+        self,
+        name: str,
+        folder: str,
+        model: Any,
+        tokenizer: "PreTrainedTokenizerFast",
+        is_classifier: bool,
+        limits: Limits,
+    ):
+        self.name, self.model, self.tokenizer, self.slots = name, model, tokenizer, limits.slots
+        self.kind = "classify" if is_classifier else "generate"
         self.created = int(time.time())
         self.digest: str | None = (manifest.read_json(Path(folder)) or {}).get("digest")
-        config = model.config
-        self.kind = "classify" if "SequenceClassification" in (config.architectures or [""])[0] else "generate"
-        window = loading.window_of(config, tokenizer)
+        window = loading.window_of(model.config, tokenizer)
         self.window = min(window, limits.context_length or LONGEST)
         if limits.context_length is not None and limits.context_length > window:
             raise HfkitError(f"context_length={limits.context_length}: {folder} takes {window} tokens; lower it")
@@ -73,7 +81,6 @@ class Served:
             self.ends = sorted(
                 {*([ends] if isinstance(ends, int) else ends), *([own] if isinstance(own, int) else own or [])}
             )
-            self.slots = limits.slots
 
     def start(self, choose: "Callable[[torch.Tensor, list[Any]], list[int]]") -> None:
         """Write a first token, and measure how much of a prompt can be read between two steps. Call it once.
@@ -99,6 +106,20 @@ class Served:
         self.batch.piece = int(
             min(max(READ_STEPS * min(seconds[1:], default=0) * size / seconds[0], PIECES[0]), PIECES[1])
         )
+
+    def ids_of_text(self, text: str) -> list[int]:
+        """Return the tokens of a text that is to be continued, or read by an encoder."""
+        ids = self.tokenizer(text)["input_ids"]
+        return ids if self.model.config.is_encoder_decoder else without_end(ids, self.tokenizer)
+
+    def ids_of_chat(self, turns: Turns, tools: Tools = None) -> list[int]:
+        """Return the tokens of a chat up to where the next answer begins.
+
+        Raises:
+            HfkitError: if the chat template refuses it.
+        """
+        text = render(turns, self.tokenizer, tools, is_prompt=True)
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def forward(self, texts: list[list[int]], with_states: bool = False) -> torch.Tensor:
         """Return what the model gives to token ids: (texts, classes) or (texts, hidden_size), float32, on the CPU.
@@ -151,7 +172,7 @@ def open_all(folders: dict[str, str], limits: Limits, trust_remote_code: bool = 
             model, other = loading.open_model(folder, is_classifier, trust_remote_code), None
         if not is_classifier and "input_ids" not in inspect.signature(model.forward).parameters and base == folder:
             raise HfkitError(f"{folder}: reads no token ids, so that it cannot be served; name a model of text")
-        served[name] = Served(name, folder, model, tokenizer, limits)
+        served[name] = Served(name, folder, model, tokenizer, is_classifier, limits)
         if other is not None:
             served[name].adapter = name
         elif base != folder:

@@ -7,8 +7,6 @@ from typing import Any, TypeVar
 
 import pydantic
 
-from hfkit.data.chat import render
-from hfkit.data.tasks.templates import without_end
 from hfkit.errors import HfkitError, did_you_mean
 from hfkit.inference.sampling import Sampling
 from hfkit.serving.errors import ApiError
@@ -90,9 +88,7 @@ def prompt_of(served: Served, body: Sampled) -> list[int]:
         if not all(0 <= token < size for token in body.prompt):
             raise ApiError(400, f"prompt: token ids are from 0 to {size - 1}", "prompt", "invalid_value")
         return body.prompt
-    ids = served.tokenizer(body.prompt)["input_ids"]
-    if not served.model.config.is_encoder_decoder:
-        ids = without_end(ids, served.tokenizer)
+    ids = served.ids_of_text(body.prompt)
     if not ids:
         raise ApiError(400, "prompt: is empty, and the model has no token to begin with", "prompt", "invalid_value")
     return ids
@@ -111,10 +107,9 @@ def _chat_prompt(served: Served, body: ChatRequest) -> list[int]:
     if body.tools and not re.search(r"\btools\b", template):
         raise ApiError(400, f"tools: the chat template of {served.name} has none", "tools", "unsupported_parameter")
     try:
-        text = render(turns, served.tokenizer, body.tools or None, is_prompt=True)
+        return served.ids_of_chat(turns, body.tools or None)
     except HfkitError as error:
         raise ApiError(400, str(error), "messages", "invalid_value") from None
-    return served.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def room_of(served: Served, prompt: list[int], body: Sampled, most: int) -> int:
@@ -152,5 +147,6 @@ def sampling_of(body: Sampled, defaults: Sampling) -> Sampling:
     )
 
 
-def seed_of(body: Sampled) -> int:
-    return secrets.randbits(63) if body.seed is None else body.seed
+def seed_of(seed: int | None) -> int:
+    """Return the seed that was asked for, or one of chance."""
+    return secrets.randbits(63) if seed is None else seed

@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import json
-import logging
 import secrets
 import time
 from contextlib import suppress
@@ -18,7 +17,7 @@ from hfkit.inference.sampling import Sampling
 from hfkit.serving import answers as forms
 from hfkit.serving.access import Token
 from hfkit.serving.engine import Answer, Engine
-from hfkit.serving.errors import ApiError
+from hfkit.serving.errors import ApiError, Failure
 from hfkit.serving.metrics import Monitor
 from hfkit.serving.models import Served
 from hfkit.serving.requests import choose_model, parse
@@ -32,7 +31,6 @@ from hfkit.serving.types import (
     Inputs,
 )
 
-logger = logging.getLogger("hfkit.serve")
 Json = dict[str, Any]
 # A request's fields that are no parameters of it: the log has columns for them, or keeps them as texts.
 NO_PARAMETERS = {
@@ -81,6 +79,14 @@ class Server:
         self.is_draining = False
         self.running = 0
 
+    def check_ready(self) -> None:
+        """
+        Raises:
+            ApiError: if no requests are taken: not yet, or no more.
+        """
+        if self.is_draining or not self.engine.is_ready:
+            raise ApiError(503, "the server is stopping or not ready; ask again soon", code="not_ready", retry_after=5)
+
     # ---- numbers
 
     async def embed(self, request: Request) -> Response:
@@ -93,9 +99,7 @@ class Server:
             for index, row in enumerate(states)
         ]
         await self.log(record, [], [])
-        tokens = sum(map(len, ids))
-        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        return JSONResponse({"object": "list", "data": data, "model": served.name, "usage": usage})
+        return JSONResponse({"object": "list", "data": data, "model": served.name, "usage": _usage(ids)})
 
     async def classify(self, request: Request) -> Response:
         """Answer with the probability of each label of each text."""
@@ -104,21 +108,17 @@ class Server:
         if served.kind != "classify":
             raise ApiError(400, f"{served.name} gives no classes; ask another model", "model", "unsupported_model")
         data = []
-        for index, shares in enumerate(
-            served.probabilities(await self._forward(record, served, ids, with_states=False))
-        ):
+        logits = await self._forward(record, served, ids, with_states=False)
+        for index, shares in enumerate(served.probabilities(logits)):
             ranked = sorted(shares.items(), key=lambda pair: -pair[1])
             probs = [{"label": label, "probability": share} for label, share in ranked]
             data.append({"index": index, "label": ranked[0][0], "probs": probs})
         await self.log(record, [], [json.dumps([row["label"] for row in data], ensure_ascii=False)])
-        tokens = sum(map(len, ids))
-        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         head = {"id": record["id"], "object": "list", "created": forms.now(), "model": served.name}
-        return JSONResponse({**head, "data": data, "usage": usage})
+        return JSONResponse({**head, "data": data, "usage": _usage(ids)})
 
     async def _texts(self, request: Request, body: Inputs, route: str) -> tuple[Served, Json, list[list[int]]]:
-        if self.is_draining or not self.engine.is_ready:
-            raise ApiError(503, "the server is stopping or not ready; ask again soon", code="not_ready", retry_after=5)
+        self.check_ready()
         user = self.user(request, body.user)
         served, share = choose_model(self.models, self.settings.shares, body.model, user)
         record = self.record(route, served, share, user, body)
@@ -140,11 +140,10 @@ class Server:
         try:
             return await asyncio.wrap_future(self.engine.forward(served, ids, with_states))
         except Exception as error:
-            reference = secrets.token_hex(8)
-            logger.error("%s: %s: %s", reference, type(error).__name__, error)
-            record |= {"status": 500, "error": f"{reference}: {error}"}
+            failure = Failure("model", f"{type(error).__name__}: {error}", "model_failed")
+            record |= {"status": failure.status, "error": failure.record}
             await self.log(record, [], [])
-            raise ApiError(500, f"the model failed; tell the reference {reference}", code="model_failed") from None
+            raise failure from None
 
     # ---- the log
 
@@ -168,19 +167,7 @@ class Server:
         return JSONResponse({"object": "feedback", "request_id": body.request_id, "saved": state == "saved"})
 
     def record(self, route: str, served: Served, share: str | None, user: str, body: Body) -> Json:
-        texts = {
-            "messages",
-            "prompt",
-            "input",
-            "user",
-            "metadata",
-            "store",
-            "model",
-            "stream",
-            "stream_options",
-            "tools",
-        }
-        parameters = body.model_dump(exclude_none=True, exclude=texts)
+        parameters = body.model_dump(exclude_none=True, exclude=NO_PARAMETERS)
         keeps = getattr(body, "store", None) is not False
         prompt: Any = getattr(body, "prompt", None) or getattr(body, "input", None)
         if isinstance(body, ChatRequest):
@@ -214,6 +201,11 @@ class Server:
     def user(self, request: Request, named: str | None) -> str:
         client = request.client.host if request.client else ""
         return named or getattr(request.state, "token", None) or client
+
+
+def _usage(ids: list[list[int]]) -> Json:
+    tokens = sum(map(len, ids))
+    return {"prompt_tokens": tokens, "total_tokens": tokens}
 
 
 def _encoded(row: np.ndarray, form: str) -> Any:

@@ -1,15 +1,13 @@
 """A chat in the terminal, with the engine of the server and without a server."""
 
 import queue
-import secrets
 from pathlib import Path
 
-from hfkit.data.chat import render
-from hfkit.data.tasks.templates import without_end
 from hfkit.errors import HfkitError
 from hfkit.inference.sampling import Sampling
 from hfkit.serving.engine import Answer, Engine, Piece
 from hfkit.serving.models import Limits, Served, open_all
+from hfkit.serving.requests import seed_of
 
 
 def chat(model: str, temperature: float, max_tokens: int, seed: int | None) -> None:
@@ -59,10 +57,9 @@ def _answer(
     """Print an answer as it is written. The first turns are left out where they do not fit."""
     while True:
         if served.chat_problem is None:
-            text = render([*turns], served.tokenizer, is_prompt=True)
-            prompt = served.tokenizer(text, add_special_tokens=False)["input_ids"]
+            prompt = served.ids_of_chat([*turns])
         else:
-            prompt = without_end(served.tokenizer(turns[-1]["content"])["input_ids"], served.tokenizer)
+            prompt = served.ids_of_text(turns[-1]["content"])
         if len(prompt) < served.window or served.chat_problem is not None or len(turns) < 3:
             break
         del turns[:2]
@@ -72,8 +69,7 @@ def _answer(
         return ""
     pieces: queue.SimpleQueue[Piece] = queue.SimpleQueue()
     rules = Sampling(temperature=temperature)
-    seed = secrets.randbits(63) if seed is None else seed
-    engine.submit(Answer(served, prompt, room, rules, seed, lambda _, piece: pieces.put(piece)))
+    engine.submit(Answer(served, prompt, room, rules, seed_of(seed), lambda _, piece: pieces.put(piece)))
     texts = []
     while True:
         piece = pieces.get()

@@ -16,14 +16,13 @@ class Writer:
         stops: the text ends before the first of them.
 
     Attributes:
-        text: what can be shown.
         is_stopped: whether a stop string came.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast", stops: Sequence[str] = ()):
         self.tokenizer, self.stops = tokenizer.backend_tokenizer, tuple(stops)
         self.stream = DecodeStream(skip_special_tokens=True)
-        self.text, self.is_stopped = "", False
+        self.is_stopped = False
         self._held = ""  # may be the beginning of a stop string
 
     def add(self, token: int) -> str:
@@ -34,19 +33,15 @@ class Writer:
         first = min((place for stop in self.stops if (place := new.find(stop)) >= 0), default=-1)
         if first >= 0:
             self.is_stopped, self._held = True, ""
-            return self._show(new[:first])
+            return new[:first]
         keep = max((_begun(new, stop) for stop in self.stops), default=0)
         self._held = new[len(new) - keep :]
-        return self._show(new[: len(new) - keep])
+        return new[: len(new) - keep]
 
     def end(self) -> str:
         """Return what was held back. A character whose last bytes never came is left out."""
         held, self._held = self._held, ""
-        return "" if self.is_stopped else self._show(held)
-
-    def _show(self, text: str) -> str:
-        self.text += text
-        return text
+        return held
 
 
 def _begun(text: str, stop: str) -> int:

@@ -1,8 +1,6 @@
 """Requests for text: answered by the engine, put on record, and only then ended."""
 
 import asyncio
-import logging
-import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import suppress
@@ -13,21 +11,19 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from hfkit.serving import answers as forms
 from hfkit.serving.engine import Answer, Piece
-from hfkit.serving.errors import ApiError
+from hfkit.serving.errors import ApiError, Failure
 from hfkit.serving.models import Served
 from hfkit.serving.requests import choose_model, parse, prompt_of, room_of, sampling_of, seed_of
 from hfkit.serving.server import Server
 from hfkit.serving.types import ChatRequest, CompletionRequest, Sampled
 
-logger = logging.getLogger("hfkit.serve")
 Json = dict[str, Any]
 Pieces = asyncio.Queue[tuple[int, Piece]]  # of answers by their index
 
 
 async def write(server: Server, request: Request, kind: type[Sampled], route: str) -> Response:
     """Answer a request for text."""
-    if server.is_draining or not server.engine.is_ready:
-        raise ApiError(503, "the server is stopping or not ready; ask again soon", code="not_ready", retry_after=5)
+    server.check_ready()
     body = parse(kind, await request.body(), request.headers.get("content-type", ""))
     user = server.user(request, body.user)
     served, share = choose_model(server.models, server.settings.shares, body.model, user)
@@ -65,7 +61,8 @@ def _start(
     room: int,
     pieces: Pieces,
 ) -> list[Answer]:
-    loop, seed = asyncio.get_running_loop(), seed_of(body)
+    loop, seed = asyncio.get_running_loop(), seed_of(body.seed)
+    rules = sampling_of(body, server.settings.defaults)
     wanted = body.logprobs if isinstance(body, CompletionRequest) else None
     if isinstance(body, ChatRequest) and body.logprobs:
         wanted = body.top_logprobs or 0
@@ -76,7 +73,6 @@ def _start(
             with suppress(RuntimeError):  # the loop has ended, and with it whoever waits
                 loop.call_soon_threadsafe(pieces.put_nowait, (index, piece))
 
-        rules = sampling_of(body, server.settings.defaults)
         answer = Answer(
             served, prompt, room, rules, seed + index, deliver, body.stops, wanted, server.settings.seconds
         )
@@ -101,10 +97,9 @@ async def _pieces(
                 server.monitor.first.labels(model).observe(first)
             for index, piece in arrived.items():
                 if piece.error is not None:
-                    reference = secrets.token_hex(8)
-                    logger.error("%s: %s", reference, piece.error)
-                    record["error"] = f"{reference}: {piece.error}"
-                    raise ApiError(500, f"the model failed; tell the reference {reference}", code="model_failed")
+                    failure = Failure("model", piece.error, "model_failed")
+                    record["error"] = failure.record
+                    raise failure
                 texts[index] += piece.text
                 left -= piece.finish is not None
                 record["finish"] = piece.finish or record.get("finish")

@@ -11,6 +11,8 @@ from hfkit.artifacts.manifest import Metrics
 from hfkit.errors import HfkitError
 from hfkit.recipe.fields import Input, RecipePart, ResolvedInputs, StageRecipe
 from hfkit.runtime.distributed import say, world_size
+from hfkit.serving import extra
+from hfkit.serving.access import LOOPBACK, tokens_of
 
 if TYPE_CHECKING:
     from socket import socket
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     from hfkit.serving.server import Server, Settings
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class Log(RecipePart):
@@ -90,8 +91,6 @@ class Recipe(StageRecipe):
 
 def check(recipe: Recipe, inputs: ResolvedInputs) -> Iterator[tuple[str, str]]:
     """Check what can be known before a model is loaded."""
-    from hfkit.serving import extra
-    from hfkit.serving.access import tokens_of
 
     if (recipe.model is None) == (recipe.models is None):
         yield "model", "name a model, or several as `models: {name: folder}`, and not both"
@@ -154,7 +153,8 @@ def ready(recipe: Recipe, inputs: ResolvedInputs, output: Path) -> "tuple[Server
     torch.set_num_threads(recipe.threads or usable_cores())
     limits = models.Limits(recipe.slots, recipe.context_length)
     monitor = Monitor()
-    engine = Engine(models.open_all(_folders(recipe, inputs), limits, recipe.trust_remote_code), monitor.step)
+    served = models.open_all(_folders(recipe, inputs), limits, recipe.trust_remote_code)
+    engine = Engine(served, monitor.between.observe)
     engine.start()
     monitor.load.set(time.perf_counter() - start)
     return Server(engine, store, monitor, _settings(recipe)), opened
@@ -169,7 +169,6 @@ def _folders(recipe: Recipe, inputs: ResolvedInputs) -> dict[str, str]:
 
 def _settings(recipe: Recipe) -> "Settings":
     from hfkit.inference.sampling import Sampling
-    from hfkit.serving.access import tokens_of
     from hfkit.serving.server import Settings
 
     is_local = recipe.host in LOOPBACK
