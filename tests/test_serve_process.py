@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from hfkit import cli
+from hfkit.serving import extra
 from hfkit.serving.store import read
 
 BODY = {"model": "toy", "prompt": "the cat", "max_tokens": 200, "temperature": 1.9, "seed": 1}
@@ -121,6 +122,9 @@ def test_what_is_refused(toy_models: Path, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.delenv("HFKIT_TOKENS")
     assert "cannot be read" in refused(capsys, toy, "--tokens", "gone.txt")
     assert "there is no such folder" in refused(capsys, "runs/gone")
+    with monkeypatch.context() as patch:
+        patch.setattr(extra, "MODULES", ("fastapi", "gone_module"))
+        assert 'serve: stage: serving needs gone_module: pip install "hfkit[serve]"' in refused(capsys, toy)
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()

@@ -104,6 +104,9 @@ def check(recipe: Recipe, inputs: ResolvedInputs) -> Iterator[tuple[str, str]]:
         yield "shares", f"{sum(recipe.shares.values()):g} in all: must be 1 at most"
     try:
         extra.check()
+    except HfkitError as error:
+        yield "stage", str(error)
+    try:
         tokens = tokens_of(Path(recipe.tokens) if recipe.tokens else None)
     except HfkitError as error:
         yield "tokens", str(error)
